@@ -1,0 +1,34 @@
+# Everything a contributor runs. `make setup` is quick when nothing changed, so each target simply asks for it.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint lock clean
+
+VENV := .venv/bin
+ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv and fetch the demo's model files (PYTHON=... chooses the interpreter)
+	@scripts/setup.sh
+
+demo: setup ## serve every kind of model in a real Triton and ask each a question
+	@$(VENV)/python scripts/demo.py $(ARGS)
+
+serve: setup ## serve model_repository (ARGS="--http-port 9000")
+	@$(VENV)/triton-unified serve model_repository $(ARGS)
+
+test: lint ## lint, then unit and server tests (PYTEST_ARGS="-k name")
+	@$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## ruff and mypy
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+lock: ## resolve the dependencies again (ARGS=--upgrade for newer versions)
+	@scripts/lock.sh $(ARGS)
+
+clean: ## remove .venv and everything that was built; the shared cache stays
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find backend scripts tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

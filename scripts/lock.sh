@@ -1,0 +1,29 @@
+#!/bin/sh
+# Write the lock files again from pyproject.toml and requirements/*.in; versions already locked stay unless --upgrade.
+#
+# uv resolves (8 s, hashes of every file of a release); pip installs, because pip alone honours all of the user's pip
+# configuration. The resolution is made for Python 3.11 on Linux and holds for 3.12; Python 3.13 has no NumPy 1.26 wheel.
+set -eu
+cd "$(dirname "$0")/.."
+
+tools=build/lock-tools
+[ -x "$tools/bin/uv" ] || { python3 -m venv "$tools" && "$tools/bin/pip" install -qq 'uv>=0.8,<1'; }
+
+# Index addresses are the user's own affair: a lock names versions and hashes, never a host.
+compile() {
+    "$tools/bin/uv" pip compile --quiet --no-config --python-version "${PYTHON_VERSION:-3.11}" \
+        --python-platform x86_64-manylinux_2_35 --generate-hashes --no-emit-index-url --no-emit-find-links \
+        --no-annotate --custom-compile-command 'make lock' "$@"
+}
+
+dev=build/dev.lock
+[ ! -f requirements.lock ] || cp requirements.lock "$dev"
+compile "$@" --extra cpu --extra server --extra demo --extra test --output-file "$dev" pyproject.toml requirements/build.in
+{ cat "$dev" && compile --no-deps --no-header requirements/no-deps.in; } >requirements.lock
+
+compile "$@" --no-deps --output-file requirements/perf-analyzer.lock requirements/perf-analyzer.in
+
+# The image's Python is 3.12, and its server takes NumPy 2.
+for extra in cpu gpu; do
+    PYTHON_VERSION=3.12 compile "$@" --extra "$extra" --output-file "requirements/image-$extra.lock" pyproject.toml
+done
