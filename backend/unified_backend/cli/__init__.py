@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
+from unified_backend.cli.install import install, uninstall
+from unified_backend.cli.serve import ServeCommand, serve
 from unified_backend.errors import UnifiedError
 
 __all__ = ["app", "main"]
@@ -18,6 +20,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.command(cls=ServeCommand)(serve)
+app.command()(install)
+app.command()(uninstall)
 
 
 @app.command()
