@@ -70,7 +70,7 @@ class ServerError(UnifiedError):
     """A Triton server is missing, cannot start, or is not the one expected."""
 
 
-class Refused(UnifiedError):
+class Refused(UnifiedError):  # noqa: N818 - it is a refusal, not a failure
     """A command was asked for something it will not do: bad usage or bad input."""
 
     triton_code = "INVALID_ARG"

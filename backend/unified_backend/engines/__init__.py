@@ -1,0 +1,96 @@
+"""Something that runs: the engines, behind the two small protocols that every one of them implements."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from unified_backend.settings import Settings
+from unified_backend.tensors import Array, Signature
+
+__all__ = ["Canonical", "Engine", "Runner", "Threads"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Canonical:
+    """The ONNX model made from a source: what every engine is built from and compared with.
+
+    Attributes:
+        label: `model/version`, for messages.
+        path: the ONNX file; its external data, if any, lies beside it.
+        digest: SHA-256 over everything the model's bytes depend on, in hex.
+        signature: its inputs and outputs, as the reference engine sees them.
+        notes: what a user should know, one line each (an output left out, for example).
+    """
+
+    label: str
+    path: Path
+    digest: str
+    signature: Signature
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads:
+    """Threads an engine may use: inside one operator, and across operators."""
+
+    intra_op: int
+    inter_op: int = 1
+
+
+class Runner(Protocol):
+    """An engine in memory that answers requests."""
+
+    signature: Signature
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
+    ) -> list[Array]:
+        """The outputs asked for, in that order.
+
+        Args:
+            feeds: one array for each input, C-contiguous, of the dtype that `TensorSpec.numpy` gives.
+            outputs: names of outputs.
+            into: arrays of the right shape to write an output to, by name; the one returned is that array.
+
+        Raises:
+            RequestError: the model does not take these values or shapes.
+            EngineError: the engine failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; it is not used afterwards."""
+        ...
+
+
+class Engine(Protocol):
+    """A kind of engine: one rung of the ladder."""
+
+    name: str
+
+    def unusable(self) -> str | None:
+        """Why this host cannot use the engine, or None."""
+        ...
+
+    def key_fields(self, settings: Settings) -> dict[str, Any]:
+        """What the built bytes depend on beside the canonical model: versions, options, device."""
+        ...
+
+    def build(self, canonical: Canonical, settings: Settings, folder: Path) -> dict[str, Any]:
+        """Write the engine's files into `folder`; the facts returned go into the entry's manifest.
+
+        Raises:
+            EngineError: it cannot be built from this model.
+        """
+        ...
+
+    def load(self, canonical: Canonical, folder: Path, settings: Settings, threads: Threads) -> Runner:
+        """Load what `build` wrote.
+
+        Raises:
+            EngineError: it does not load.
+        """
+        ...

@@ -1,0 +1,140 @@
+"""What did the user drop? Finds the one model in a version folder, by content and never by name alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Protocol
+
+from unified_backend.cache.memo import FileMemo
+from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import appearance
+from unified_backend.formats.onnx import Onnx
+
+__all__ = ["FORMATS", "Format", "Source", "find_source"]
+
+
+class Format(Protocol):
+    """One way of saving a model. A new format is one module and one line in `FORMATS`."""
+
+    name: str
+
+    def detect(self, path: Path) -> bool:
+        """Whether `path` holds this format, by its content.
+
+        Raises:
+            SourceError: it does, and is broken (truncated, for example).
+        """
+        ...
+
+    def companions(self, path: Path) -> list[str]:
+        """Other files that belong to the model, as the model names them: relative to its folder.
+
+        Raises:
+            SourceError: the model cannot be read.
+        """
+        ...
+
+
+FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(),)}
+
+_DEPTH = 3  # levels below the version folder that are searched: `1/model.onnx/model.onnx` is the second
+_LISTED = 8  # files that a message names before it only counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The model a user dropped.
+
+    Attributes:
+        label: `model/version`, for messages.
+        format: a key of `FORMATS`.
+        path: the file that is the model.
+        files: every file whose bytes matter, `path` first.
+    """
+
+    label: str
+    format: str
+    path: Path
+    files: tuple[Path, ...]
+
+
+def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = None) -> Source:
+    """The one model in a version folder.
+
+    Args:
+        label: `model/version`, for messages.
+        folder: the version folder.
+        memo: remembers what a file was found to be, so that an unchanged one is not parsed again.
+        chosen: a file or folder inside `folder` that the user asked for, relative to it.
+
+    Raises:
+        SourceError: there is none, there are several, the chosen one is missing, or the one there is broken.
+    """
+    if not folder.is_dir():
+        raise SourceError(
+            f"{label}: no version folder", f"{folder} is not a folder", "Make it and put the model file inside"
+        )
+    start = folder / (chosen or "")
+    if not start.exists() or ".." in Path(chosen or "").parts:
+        raise SourceError(
+            f'{label}: source "{chosen}" not found',
+            f"the version folder holds {_listing(folder, _regular_files(folder))}",
+            "Correct the parameter `source` (or default_model_filename) in config.pbtxt",
+        )
+    candidates = [start] if start.is_file() else _regular_files(start)
+    try:
+        found = [(form, path) for path in candidates for form in FORMATS.values() if form.detect(path)]
+        if len(found) == 1:
+            form, path = found[0]
+            names = memo.recall(path, "companions", lambda: form.companions(path))
+            return Source(label, form.name, path, (path, *(_companion(path, name) for name in names)))
+    except SourceError as error:
+        raise SourceError(f"{label}: {error.what}", error.why, error.do) from None
+    if not found:
+        raise SourceError(
+            f"{label}: no model found",
+            f"{'the version folder' if chosen is None else chosen} holds {_listing(folder, candidates)}",
+            f"Put one model there; this version serves: {', '.join(FORMATS)}",
+        )
+    names = [path.relative_to(folder).as_posix() for _, path in found]
+    raise SourceError(
+        f"{label}: {len(found)} models found and none was chosen",
+        f"the version folder holds {', '.join(names[:_LISTED])}",
+        f'Keep one, or choose it: parameters {{ key: "source" value {{ string_value: "{names[0]}" }} }}',
+    )
+
+
+def _companion(path: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise SourceError(
+            f"{path.name} names external data outside its folder",
+            f'the location is "{name}"',
+            "Save the model again with its data beside it",
+        )
+    companion = path.parent / name
+    if not companion.is_file():
+        raise SourceError(
+            f"{path.name} lacks its external data",
+            f'"{name}" is not in the folder beside it',
+            "Copy the data file there",
+        )
+    return companion
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """The files below `folder` that could be a model: hidden ones and deep ones are not."""
+    below = (path for level in range(_DEPTH) for path in folder.glob("*/" * level + "*"))
+    return sorted(
+        path
+        for path in below
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _listing(folder: Path, paths: list[Path]) -> str:
+    if not paths:
+        return "no file"
+    rows = [f"{path.relative_to(folder).as_posix()} ({appearance(path)})" for path in paths[:_LISTED]]
+    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
+    return ", ".join(rows) + more

@@ -1,0 +1,52 @@
+"""What a file that is not a model looks like, in words for a message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["appearance"]
+
+# First bytes of files that people leave in version folders, at the offsets their formats' specifications give.
+_SIGNATURES = (
+    (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    (0, b"/annex/objects/", "a git-annex pointer: run `git annex get`"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5, a Keras model perhaps"),
+    (0, b"PK\x03\x04", "a zip archive: TorchScript, .pt2 or .keras perhaps"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (0, b"ftrt", "a TensorRT plan"),
+    (0, b"\x1f\x8b", "gzip: unpack it"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd: unpack it"),
+    (257, b"ustar", "a tar archive: unpack it"),
+    (0, b"\x80\x02", "a Python pickle, which is never loaded"),
+    (0, b"\x80\x04", "a Python pickle, which is never loaded"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+)
+
+
+def appearance(path: Path) -> str:
+    """A few words on what `path` looks like, from its size and first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    if not head:
+        return "empty"
+    for offset, signature, words in _SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return words
+    start = head.lstrip()[:64].lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page: the download failed perhaps"
+    if start.startswith(b"<?xml"):
+        return "XML, an OpenVINO model perhaps"
+    if _is_text(head):
+        return "text"
+    return f"unknown, {path.stat().st_size} bytes"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        return head[:-4].decode().isprintable() or b"\n" in head
+    except UnicodeDecodeError:
+        return False

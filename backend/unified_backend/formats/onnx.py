@@ -1,0 +1,123 @@
+"""ONNX files: recognised by the structure of the protobuf message, whatever the file is called."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unified_backend.errors import SourceError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Onnx", "read_model"]
+
+# Field numbers of ModelProto in onnx.proto: name and wire type (0 varint, 2 length-delimited).
+_MODEL_FIELDS = {
+    1: 0,  # ir_version
+    2: 2,  # producer_name
+    3: 2,  # producer_version
+    4: 2,  # domain
+    5: 0,  # model_version
+    6: 2,  # doc_string
+    7: 2,  # graph
+    8: 2,  # opset_import
+    14: 2,  # metadata_props
+    20: 2,  # training_info
+    25: 2,  # functions
+    26: 2,  # configuration
+}
+_GRAPH, _OPSET_IMPORT, _IR_VERSION = 7, 8, 1
+
+
+class Onnx:
+    """The ONNX format: one protobuf file, and the external data files it names."""
+
+    name = "onnx"
+
+    def detect(self, path: Path) -> bool:
+        """Whether the file's top-level fields are those of an ONNX ModelProto with a graph.
+
+        Raises:
+            SourceError: it begins as one and ends too early.
+        """
+        if path.stat().st_size < 8:
+            return False
+        seen: set[int] = set()
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for field, wire_type, end in _fields(data):
+                if _MODEL_FIELDS.get(field) != wire_type:
+                    return False
+                seen.add(field)
+                if end > len(data):
+                    # Text and random bytes get here by chance; a model names its IR version before its graph.
+                    if _IR_VERSION not in seen or field != _GRAPH:
+                        return False
+                    raise SourceError(
+                        f"{path.name} is a truncated ONNX file",
+                        f"its graph needs {end} bytes and the file ends after {len(data)}",
+                        "Copy it again, completely",
+                    )
+        return _GRAPH in seen and bool(seen & {_IR_VERSION, _OPSET_IMPORT})
+
+    def companions(self, path: Path) -> list[str]:
+        """The distinct external data locations in the model's tensors, in order of first use.
+
+        Raises:
+            SourceError: the protobuf message is damaged.
+        """
+        from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+        locations: dict[str, None] = {}
+        for tensor in _get_all_tensors(read_model(path)):
+            if uses_external_data(tensor):
+                locations.update((entry.value, None) for entry in tensor.external_data if entry.key == "location")
+        return list(locations)
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model without its external data.
+
+    Raises:
+        SourceError: the protobuf message is damaged.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise SourceError(
+            f"{path.name} is a damaged ONNX file", f"its protobuf message does not parse ({error})", "Export it again"
+        ) from None
+
+
+def _fields(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
+    """Number, wire type and end of each top-level field; a tag that protobuf does not have ends it with field 0."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            _, position = _varint(data, position)
+        elif wire_type == 2:
+            length, position = _varint(data, position)
+            position += length
+        else:
+            yield 0, wire_type, position
+            return
+        yield field, wire_type, position
+
+
+def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+    """A base-128 varint and the position after it; past the end of the data it reads zeros."""
+    value = shift = 0
+    while True:
+        byte = data[position] if position < len(data) else 0
+        value |= (byte & 0x7F) << shift
+        position += 1
+        shift += 7
+        if byte < 0x80 or shift > 63:
+            return value, position

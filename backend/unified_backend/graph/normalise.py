@@ -1,0 +1,53 @@
+"""Makes an ONNX model fit every engine, without changing what it computes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from unified_backend.formats.onnx import read_model
+
+__all__ = ["MAX_IR_VERSION", "normalise"]
+
+MAX_IR_VERSION = 13  # the newest that ONNX Runtime 1.31.1 reads; onnx 1.23 writes 14, whose additions are annotations
+_INITIALIZERS_NEED_NO_INPUT = 4  # IR version from which an initializer need not be listed among the graph's inputs
+
+
+def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[str]:
+    """Write a normalised copy of the model into `folder` if it needs one.
+
+    Two repairs: initializers leave the list of graph inputs (they are constants; listed, they keep optimisers from
+    folding them and look like required inputs after it), and the IR version is brought to one that engines read.
+
+    Args:
+        source: the ONNX file.
+        companions: its external data files, which lie beside it or in folders there.
+        folder: where `model.onnx` and copies of its companions go.
+
+    Returns:
+        what was changed, one phrase each; empty if the source is fit as it is and nothing was written.
+
+    Raises:
+        SourceError: the file cannot be parsed.
+    """
+    model = read_model(source)
+    changes = []
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    initializers |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    if len(inputs) < len(model.graph.input):
+        changes.append(f"{len(model.graph.input) - len(inputs)} initializers taken off the inputs")
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, _INITIALIZERS_NEED_NO_INPUT)
+    if model.ir_version > MAX_IR_VERSION:
+        changes.append(f"IR version {model.ir_version} written as {MAX_IR_VERSION}")
+        model.ir_version = MAX_IR_VERSION
+    if changes:
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        for companion in companions:
+            copy = folder / companion.relative_to(source.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(companion, copy)
+    return changes

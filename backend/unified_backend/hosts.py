@@ -1,0 +1,42 @@
+"""What this host gives a process: processor cores it may really use, and the instructions they have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["cores", "cpu_features"]
+
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
+def cores() -> int:
+    """Cores this process may use, at least 1: its affinity mask, cut to the cgroup's quota (a container's `--cpus`)."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = _quota()
+    return max(1, allowed if quota is None else min(allowed, int(quota)))
+
+
+def _quota() -> float | None:
+    """The cgroup's quota in cores, or None without one (cgroup v2 first, then v1)."""
+    try:
+        if _CPU_MAX.exists():
+            limit, period = _CPU_MAX.read_text().split()
+        else:
+            limit, period = _V1_QUOTA.read_text().strip(), _V1_PERIOD.read_text().strip()
+        return None if limit in ("max", "-1") else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def cpu_features() -> str:
+    """The instruction sets that change which layout ONNX Runtime's optimiser picks (NCHWc blocks by vector width)."""
+    wanted = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "asimd", "sve")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return ",".join(flag for flag in wanted if flag in flags)

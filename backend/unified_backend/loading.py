@@ -1,0 +1,230 @@
+"""The life of a model, top to bottom: what the user dropped -> canonical model -> config -> engine -> runner."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from unified_backend import hosts
+from unified_backend.cache import Cache, Key
+from unified_backend.completion import ModelConfig, complete, fixed_dims
+from unified_backend.engines import Canonical, Engine, Runner, Threads
+from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner, library_digests, open_reference
+from unified_backend.errors import EngineError, SourceError
+from unified_backend.formats import Source, find_source
+from unified_backend.graph.normalise import normalise
+from unified_backend.samples import FixedDims
+from unified_backend.settings import Settings, cache_directory, default_max_batch_size, read_settings
+from unified_backend.tensors import Signature
+from unified_backend.verification import Batching, prove_batching
+
+__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "load", "open_cache"]
+
+logger = logging.getLogger(__name__)
+
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(),)}
+
+
+@dataclasses.dataclass
+class Report:
+    """What a load did: seconds by phase, and whether each lookup found its entry.
+
+    Attributes:
+        seconds: phase -> seconds, in order.
+        lookups: kind of entry -> whether it was there.
+        notes: decisions a user may want to know about.
+    """
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    lookups: dict[str, bool] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside under this name."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 4)
+
+    def line(self) -> str:
+        """The report as key=value pairs on one line."""
+        hits = (f"{kind}={'hit' if hit else 'made'}" for kind, hit in self.lookups.items())
+        return " ".join((*hits, *(f"{phase}_s={seconds:.3f}" for phase, seconds in self.seconds.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A model that is understood and not yet running: what auto_complete_config needs."""
+
+    source: Source
+    settings: Settings
+    canonical: Canonical
+    batching: Batching
+    config: ModelConfig
+    report: Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model that answers."""
+
+    described: Described
+    engine: str
+    reason: str
+    threads: Threads
+    runner: Runner
+
+
+def open_cache() -> Cache:
+    """The cache of this host and user."""
+    return Cache(cache_directory())
+
+
+def describe(
+    label: str, folder: Path, config: Mapping[str, Any], cache: Cache, max_batch_size_given: bool = False
+) -> Described:
+    """Understand what lies in a version folder and complete its config.
+
+    Args:
+        label: `model/version`, for messages.
+        folder: the version folder.
+        config: the user's config in Triton's JSON form; `{}` is a config too.
+        cache: where findings are kept.
+        max_batch_size_given: the user wrote `max_batch_size`, so that 0 means 0.
+
+    Raises:
+        SourceError: no model, several, or one that cannot be read.
+        ConfigError: the config contradicts the model, or a parameter is wrong.
+    """
+    report = Report()
+    settings = read_settings(label, _parameters(config), tuple(ENGINES))
+    with report.phase("detect"):
+        source = find_source(label, folder, cache.memo, settings.source or config.get("default_model_filename") or None)
+    reference = _Reference(label, settings)
+    with report.phase("describe"):
+        canonical = _canonical(source, settings, cache, reference, report)
+    with report.phase("prove"):
+        batching = _batching(canonical, fixed_dims(config, canonical.signature), settings, cache, reference, report)
+    completed, notes = complete(
+        label, config, canonical.signature, batching, default_max_batch_size(), max_batch_size_given
+    )
+    report.notes.extend((*canonical.notes, *notes))
+    return Described(source, settings, canonical, batching, completed, report)
+
+
+def load(described: Described, cache: Cache) -> Loaded:
+    """Build the engine, or take it from the cache, and load it.
+
+    Raises:
+        EngineError: no engine of the ladder takes the model; says why each one did not.
+    """
+    canonical, settings, report = described.canonical, described.settings, described.report
+    failures: list[str] = []
+    threads = _threads(settings, described.config)
+    for name, engine in ENGINES.items():
+        if settings.engine not in ("auto", name):
+            continue
+        if reason := engine.unusable():
+            failures.append(f"{name}: {reason}")
+            continue
+        try:
+            fields = {"canonical": canonical.digest, "engine": name, **engine.key_fields(settings)}
+            with report.phase("build"):
+                entry = cache.get_or_make(Key("engine", fields), partial(engine.build, canonical, settings))
+            report.lookups["engine"] = entry.hit
+            with report.phase("load"):
+                runner = engine.load(canonical, entry.path, settings, threads)
+        except (EngineError, SourceError) as error:
+            failures.append(f"{name}: {error.why}")
+            logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
+            continue
+        why = f'parameter "engine" is "{name}"' if settings.engine == name else "first usable rung"
+        return Loaded(described, name, "; ".join((why, *failures)), threads, runner)
+    raise EngineError(
+        f"{canonical.label}: no engine takes the model",
+        "; ".join(failures),
+        "Correct what the reasons name, or set the parameter `engine` to another one",
+    )
+
+
+class _Reference:
+    """The canonical model in the reference engine, opened when first needed: a warm load never opens it."""
+
+    def __init__(self, label: str, settings: Settings) -> None:
+        self._label = label
+        self._settings = settings
+        self._opened: tuple[OnnxRuntimeRunner, list[str]] | None = None
+
+    def open(self, path: Path) -> tuple[OnnxRuntimeRunner, list[str]]:
+        if self._opened is None:
+            self._opened = open_reference(self._label, path, self._settings)
+        return self._opened
+
+
+def _canonical(source: Source, settings: Settings, cache: Cache, reference: _Reference, report: Report) -> Canonical:
+    """The canonical model of a source; its entry holds a file only where the source needed a repair."""
+    key = Key(
+        "canonical",
+        {
+            "format": source.format,
+            "files": [cache.memo.digest(path) for path in source.files],
+            "custom_op_library": library_digests(settings),
+            **_versions(),
+        },
+    )
+
+    def make(folder: Path) -> dict[str, Any]:
+        changes = normalise(source.path, source.files[1:], folder)
+        runner, notes = reference.open(folder / "model.onnx" if changes else source.path)
+        return {"changes": changes, "notes": notes, "signature": runner.signature.to_json()}
+
+    entry = cache.get_or_make(key, make)
+    report.lookups["canonical"] = entry.hit
+    path = entry.path / "model.onnx" if entry.facts["changes"] else source.path
+    signature = Signature.from_json(entry.facts["signature"])
+    return Canonical(source.label, path, key.digest, signature, (*entry.facts["changes"], *entry.facts["notes"]))
+
+
+def _batching(
+    canonical: Canonical, fixed: FixedDims, settings: Settings, cache: Cache, reference: _Reference, report: Report
+) -> Batching:
+    key = Key(
+        "batching",
+        {
+            "canonical": canonical.digest,
+            "fixed_dims": {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()},
+            **_versions(),
+        },
+    )
+    entry = cache.get_or_make(key, lambda _: prove_batching(reference.open(canonical.path)[0], fixed).to_json())
+    report.lookups["batching"] = entry.hit
+    return Batching.from_json(entry.facts)
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+
+    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def _parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+
+
+def _threads(settings: Settings, config: Mapping[str, Any]) -> Threads:
+    """Threads of one instance: what the user set, else the cores divided by the model's instances."""
+    instances = sum(int(group.get("count") or 1) for group in config.get("instance_group") or []) or 1
+    share = max(1, hosts.cores() // instances)
+    return Threads(
+        intra_op=settings.intra_op_thread_count or share,
+        inter_op=settings.inter_op_thread_count or (share if settings.execution_mode == "parallel" else 1),
+    )

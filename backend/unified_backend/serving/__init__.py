@@ -1,0 +1,1 @@
+"""Triton glue: config completion, execution, tensors, metrics."""

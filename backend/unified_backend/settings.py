@@ -1,0 +1,167 @@
+"""config.pbtxt parameters and environment variables, read once into one typed, validated value."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from unified_backend.errors import ConfigError
+
+__all__ = ["Settings", "cache_directory", "default_max_batch_size", "read_settings"]
+
+logger = logging.getLogger(__name__)
+
+_TRITON_OWN = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", "TRITON_BATCH_STRATEGY_PATH"}
+# ONNX Runtime's session configuration keys (onnxruntime_session_options_config_keys.h) start with one of these.
+_SESSION_PREFIXES = ("session.", "optimization.", "ep.", "mlas.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a model's `parameters` may set; every field is a parameter of the same name.
+
+    Attributes:
+        source: file or folder inside the version folder to serve, where several would do.
+        engine: `auto`, or the one engine to use and no other.
+        graph_optimization: `none`, `basic`, `extended` or `all`, as ONNX Runtime names its levels.
+        batching: how one execution's requests reach the engine: `loop` one by one, `concatenate` as one batch,
+            `auto` whichever was faster at warm-up.
+        warm_up: batch sizes to run once before the model is ready; None picks them, () runs none.
+        intra_op_thread_count: threads inside one operator; 0 divides the cores by the model's instances.
+        inter_op_thread_count: threads across operators, used when `execution_mode` is parallel; 0 as above.
+        execution_mode: `sequential` or `parallel` operators.
+        enable_mem_arena: keep ONNX Runtime's CPU memory arena.
+        enable_mem_pattern: let ONNX Runtime plan memory once for each input shape.
+        arena_shrinkage: give the arena's unused memory back after every run (`memory.enable_memory_arena_shrinkage`).
+        custom_op_library: shared libraries with ONNX Runtime custom operators.
+        session_options: ONNX Runtime session configuration entries, passed through as they are.
+    """
+
+    source: str | None = None
+    engine: str = "auto"
+    graph_optimization: str = "all"
+    batching: str = "auto"
+    warm_up: tuple[int, ...] | None = None
+    intra_op_thread_count: int = 0
+    inter_op_thread_count: int = 0
+    execution_mode: str = "sequential"
+    enable_mem_arena: bool = True
+    enable_mem_pattern: bool = True
+    arena_shrinkage: bool = False
+    custom_op_library: tuple[str, ...] = ()
+    session_options: tuple[tuple[str, str], ...] = ()
+
+
+def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str, ...]) -> Settings:
+    """The settings in a model's `parameters`.
+
+    Args:
+        label: the model, for messages (`detector/1`).
+        parameters: name to string value.
+        engines: names that `engine` may take beside `auto`.
+
+    Raises:
+        ConfigError: a value that its parameter cannot have.
+    """
+    parsers: dict[str, Callable[[str], Any]] = {
+        "source": str,
+        "engine": _choice({name: name for name in ("auto", *engines)}),
+        "graph_optimization": _choice({name: name for name in ("none", "basic", "extended", "all")}),
+        "batching": _choice({name: name for name in ("auto", "loop", "concatenate")}),
+        "warm_up": _batch_sizes,
+        "intra_op_thread_count": _count,
+        "inter_op_thread_count": _count,
+        # 0 and 1 are what Triton's ONNX Runtime backend calls them.
+        "execution_mode": _choice(
+            {"sequential": "sequential", "0": "sequential", "parallel": "parallel", "1": "parallel"}
+        ),
+        "enable_mem_arena": _choice(_SWITCH),
+        "enable_mem_pattern": _choice(_SWITCH),
+        "memory.enable_memory_arena_shrinkage": lambda text: text.strip() not in ("", "0", "false"),
+        "custom_op_library": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+    }
+    values: dict[str, Any] = {}
+    session_options = []
+    for name, text in sorted(parameters.items()):
+        if parser := parsers.get(name):
+            try:
+                values[name] = parser(text)
+            except ValueError as error:
+                raise ConfigError(
+                    f'{label}: parameter "{name}" is "{text}"', str(error), f"Correct it in config.pbtxt: {_line(name)}"
+                ) from None
+        elif name.startswith(_SESSION_PREFIXES):
+            session_options.append((name, text))
+        elif name not in _TRITON_OWN:
+            _warn_unknown(label, name, tuple(parsers))
+    if "memory.enable_memory_arena_shrinkage" in values:
+        values["arena_shrinkage"] = values.pop("memory.enable_memory_arena_shrinkage")
+    return Settings(**values, session_options=tuple(session_options))
+
+
+def cache_directory(environment: Mapping[str, str] | None = None) -> Path:
+    """Where entries are kept: `TRITON_UNIFIED_CACHE`, else the user's cache directory."""
+    chosen = (os.environ if environment is None else environment).get("TRITON_UNIFIED_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("triton-unified")
+
+
+def default_max_batch_size(environment: Mapping[str, str] | None = None) -> int:
+    """max_batch_size for a batchable model whose config names none: `TRITON_UNIFIED_MAX_BATCH_SIZE`, else 32.
+
+    Raises:
+        ConfigError: the variable is not a number of 1 or more.
+    """
+    text = (os.environ if environment is None else environment).get("TRITON_UNIFIED_MAX_BATCH_SIZE", "32")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f'TRITON_UNIFIED_MAX_BATCH_SIZE is "{text}"',
+            "it is not a number of 1 or more",
+            "Set it to one, or unset it",
+        )
+    return int(text)
+
+
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def _choice(allowed: Mapping[str, Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        if text.strip().lower() not in allowed:
+            raise ValueError(f"it must be one of {', '.join(allowed)}")
+        return allowed[text.strip().lower()]
+
+    return parse
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError("it must be a whole number of 0 or more")
+    return int(text)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...] | None:
+    if text.strip().lower() in ("auto", ""):
+        return None
+    if text.strip().lower() in ("off", "none", "0", "false"):
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError('it must be "auto", "off" or batch sizes such as "1,4,8"')
+    return tuple(int(part) for part in parts)
+
+
+def _line(name: str) -> str:
+    return f'parameters {{ key: "{name}" value {{ string_value: "..." }} }}'
+
+
+def _warn_unknown(label: str, name: str, known: tuple[str, ...]) -> None:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    logger.warning('unknown parameter ignored model=%s parameter="%s"%s', label, name, hint)
