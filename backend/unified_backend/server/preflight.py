@@ -95,8 +95,11 @@ def check_port(host: str, port: int, flag: str) -> None:
         if error.errno == errno.EADDRNOTAVAIL:
             raise Refused(f"cannot listen on {host}", "this machine has no such address", "Name another") from error
         in_use = error.errno == errno.EADDRINUSE
-        why = f"another program listens on {host}:{port}" if in_use else str(error.strerror)
-        raise Refused(f"cannot listen on port {port}", why, f"Choose another with {flag}") from error
+        raise Refused(
+            f"port {port} is in use" if in_use else f"cannot listen on port {port}",
+            f"another program listens on {host}:{port}" if in_use else str(error.strerror),
+            f"Choose another with {flag}",
+        ) from error
 
 
 def check_python(server: Server) -> None:
