@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
+from unified_backend.cli.doctor import doctor
 from unified_backend.cli.install import install, uninstall
 from unified_backend.cli.serve import ServeCommand, serve
 from unified_backend.errors import UnifiedError
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command(cls=ServeCommand)(serve)
 app.command()(install)
 app.command()(uninstall)
+app.command()(doctor)
 
 
 @app.command()

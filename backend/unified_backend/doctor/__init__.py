@@ -1,0 +1,76 @@
+"""Everything about a machine and a repository that makes Triton hang, answer wrongly or fail unexplained, checked."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from unified_backend.doctor import cache, machine, python, repository
+from unified_backend.doctor.finding import Finding, Status, failed
+from unified_backend.errors import UnifiedError
+from unified_backend.settings import cache_directory
+
+__all__ = ["Finding", "Status", "examine"]
+
+Check = Callable[[], Finding]
+
+# What a check may break on and the others still go on.
+_BREAKS = (OSError, UnifiedError, ValueError, LookupError, ImportError, RuntimeError, AttributeError)
+
+
+def examine(
+    models: Path | None = None, backends: Path | None = None, executable: Path | None = None
+) -> Iterator[tuple[str, Finding]]:
+    """Run every check that applies; yields its name and what it found.
+
+    Args:
+        models: model repository to look into.
+        backends: backends directory that the backend was installed into.
+        executable: `tritonserver` to use; found by itself if None.
+    """
+    for name, check in _checks(models, backends, executable):
+        try:
+            yield name, check()
+        except (*_BREAKS, subprocess.SubprocessError) as error:
+            yield name, failed(f"the check itself broke: {type(error).__name__}: {error}", "Report it, with this line")
+
+
+def _checks(models: Path | None, backends: Path | None, executable: Path | None) -> Iterator[tuple[str, Check]]:
+    yield "server", partial(python.check_server, executable)
+    if server := python.server_or_none(executable):
+        yield "python", partial(python.check_python, server)
+        yield "numpy", partial(python.check_numpy, server)
+        yield "libpython", partial(python.check_libpython, server)
+    if backends is not None:
+        yield "installation", partial(python.check_installation, backends)
+    yield "working directory", lambda: python.check_working_directory(Path.cwd())
+    if models is not None:
+        yield "repository", partial(repository.check_path, models)
+        if models.is_dir():
+            yield "repository entries", partial(repository.check_entries, models)
+            yield "claimed names", partial(repository.check_claimed_names, models)
+    where = cache_directory()
+    yield "cache place", partial(cache.check_place, where, models)
+    yield "cache writable", partial(cache.check_writable, where)
+    yield "cache locks", partial(cache.check_locks, where)
+    yield "shared memory", machine.check_shared_memory
+    yield "shared memory left", machine.check_left_shared_memory
+    for service, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        yield f"{service} port", partial(machine.check_default_port, port, f"--{service}-port")
+    yield "cores", machine.check_cores
+    yield "gpu", machine.check_gpu
+    yield from _engine_checks()
+    yield "perf_analyzer", machine.check_perf_analyzer
+
+
+def _engine_checks() -> Iterator[tuple[str, Check]]:
+    try:
+        from unified_backend.loading import ENGINES
+    except ImportError as error:
+        why = f"the backend cannot be imported: {error}"
+        yield "engines", lambda: failed(why, "Install triton-unified-backend again")
+        return
+    for name, engine in ENGINES.items():
+        yield f"engine {name}", partial(machine.check_engine, engine)

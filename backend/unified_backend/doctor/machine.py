@@ -1,0 +1,168 @@
+"""Checks of the machine: shared memory, ports, cores, GPU, engines and tools."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from unified_backend import hosts
+from unified_backend.doctor.finding import Finding, failed, ok, refused, warning
+from unified_backend.engines import Engine
+from unified_backend.errors import Refused
+from unified_backend.server.preflight import check_port
+
+__all__ = [
+    "check_cores",
+    "check_default_port",
+    "check_engine",
+    "check_gpu",
+    "check_left_shared_memory",
+    "check_perf_analyzer",
+    "check_shared_memory",
+]
+
+_SHM = Path("/dev/shm")
+_MIB = 2**20
+# Triton's own name for a stub's region, and the one that `serve` gives it.
+_REGIONS = ("triton_python_backend_shm_region_", "triton_unified_")
+# A stub's region starts at 1 MiB and grows with the tensors in flight; Docker's default for all of them is 64 MiB.
+_SHM_NONE, _SHM_LITTLE = 16 * _MIB, 256 * _MIB
+_COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+def check_shared_memory(folder: Path = _SHM) -> Finding:
+    """Whether tensors fit into shared memory, through which every one of them reaches a stub."""
+    do = "Give the container more: `docker run --shm-size=2g`, in Kubernetes a memory emptyDir on /dev/shm"
+    if not folder.is_dir():
+        return failed(f"{folder} does not exist, and stubs get their tensors through it", do)
+    space = os.statvfs(folder)
+    size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+    found = f"{free // _MIB} of {size // _MIB} MiB free"
+    if free < _SHM_NONE:
+        return failed(f"{found}; a stub takes 1 MiB to start with and grows with its tensors", do)
+    if free < _SHM_LITTLE:
+        return warning(f"{found}; a stub starts at 1 MiB, and a batch of large images needs hundreds", do)
+    return ok(found)
+
+
+def check_left_shared_memory(folder: Path = _SHM) -> Finding:
+    """Whether servers that died left their regions behind: nothing else frees them before the next boot."""
+    regions = [path for path in folder.iterdir() if path.name.startswith(_REGIONS)]
+    # Who maps another user's region cannot be seen, so those are left out.
+    regions = [path for path in regions if os.geteuid() in (0, path.stat().st_uid)]
+    left = sorted(set(regions) - _mapped(folder))
+    if not left:
+        return ok(f"{len(regions)} regions of stubs, all in use" if regions else "none")
+    size = sum(path.stat().st_blocks * 512 for path in left)
+    names = ", ".join(path.name for path in left[:3]) + (", ..." if len(left) > 3 else "")
+    return warning(
+        f"{len(left)} regions of dead servers hold {size / _MIB:.1f} MiB: {names}",
+        f"Remove them: rm {' '.join(map(str, left[:3]))}{' ...' if len(left) > 3 else ''}",
+    )
+
+
+def check_default_port(port: int, flag: str) -> Finding:
+    """Whether a port that Triton listens on by default is free."""
+    try:
+        check_port("0.0.0.0", port, flag)
+    except Refused as error:
+        return refused(error, "warning")
+    return ok(f"port {port} is free")
+
+
+def check_cores() -> Finding:
+    """How many cores there are, and how many this process may use."""
+    usable, all_cores = hosts.cores(), os.cpu_count() or 1
+    if usable < all_cores:
+        return ok(
+            f"{usable} of {all_cores} cores usable (affinity or cgroup quota); threads are counted by the {usable}"
+        )
+    return ok(f"{usable} cores")
+
+
+def check_gpu() -> Finding:
+    """Whether there is an NVIDIA GPU and a driver that answers, asked through the driver's own library."""
+    devices = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if devices:
+            return warning(
+                f"{', '.join(devices)} in /dev, but no libcuda.so.1",
+                "Install the driver's user libraries; in Docker start the container with `--gpus all`",
+            )
+        return ok("none; engines run on the CPU")
+    if code := cuda.cuInit(0):
+        hint = "Compare `nvidia-smi` on the host; in Docker start the container with `--gpus all`"
+        if not devices:
+            return ok(f"none; a driver library is there but sees no device (cuInit returned {code})")
+        return warning(f"{', '.join(devices)} in /dev, but cuInit returned {code}", hint)
+    version, count = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    gpus = ", ".join(_gpu_name(cuda, index) for index in range(count.value))
+    return ok(f"{gpus or 'none'}; driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}")
+
+
+def check_engine(engine: Engine) -> Finding:
+    """Whether an engine of the ladder can be used here."""
+    if why := engine.unusable():
+        return failed(f"not usable: {why}", "Run `pip install 'triton-unified-backend[cpu]'` (or [gpu])")
+    return ok(_describe(engine.name) or "usable")
+
+
+def check_perf_analyzer() -> Finding:
+    """Whether Triton's load generator runs; only benchmarks need it."""
+    do = "Only benchmarks need it: `make setup` in a checkout, or Triton's -sdk container"
+    program = shutil.which("perf_analyzer", path=os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", "")]))
+    if program is None:
+        return warning("not found", do)
+    run = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    lines = (run.stdout + run.stderr).strip().splitlines()
+    if "Version" not in run.stdout:
+        return warning(f"{program} does not run: {lines[-1] if lines else f'exit code {run.returncode}'}", do)
+    return ok(f"{lines[0]}, {program}")
+
+
+def _mapped(folder: Path) -> set[Path]:
+    """The files of `folder` that some process maps or holds open, as far as this user may look."""
+    prefix, mapped = f"{folder}/", set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        for line in _lines(maps):
+            position = line.find(prefix)
+            if position >= 0:
+                mapped.add(Path(line[position:].removesuffix(" (deleted)")))
+    return mapped
+
+
+def _lines(path: Path) -> Iterable[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # the process has ended, or is another user's
+        return ()
+
+
+def _gpu_name(cuda: ctypes.CDLL, index: int) -> str:
+    name = ctypes.create_string_buffer(100)
+    cuda.cuDeviceGetName(name, len(name), index)
+    capability = []
+    for attribute in _COMPUTE_CAPABILITY:
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)
+        capability.append(str(value.value))
+    return f"{name.value.decode()} (compute capability {'.'.join(capability)})"
+
+
+def _describe(engine: str) -> str | None:
+    """Version and capabilities of an engine's library, where there is more to say than that it is there."""
+    if engine != "onnxruntime":
+        return None
+    import onnxruntime
+
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    return f"{onnxruntime.__version__}, providers {providers}"
