@@ -107,7 +107,7 @@ def describe(
     report = Report()
     settings = read_settings(label, _parameters(config), tuple(ENGINES))
     with report.phase("detect"):
-        source = find_source(label, folder, cache.memo, settings.source or config.get("default_model_filename") or None)
+        source = find_source(label, folder, cache.memo, settings.source or _chosen_filename(config))
     reference = _Reference(label, settings)
     with report.phase("describe"):
         canonical = _canonical(source, settings, cache, reference, report)
@@ -218,6 +218,12 @@ def _versions() -> dict[str, str]:
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+
+
+def _chosen_filename(config: Mapping[str, Any]) -> str | None:
+    """default_model_filename where the user wrote it; core fills in these two by itself, from the backend's name."""
+    name = config.get("default_model_filename") or None
+    return None if name in ("model.unified", "model.py") else name
 
 
 def _threads(settings: Settings, config: Mapping[str, Any]) -> Threads:

@@ -11,7 +11,7 @@ import numpy as np
 
 from unified_backend.engines import Runner
 from unified_backend.errors import EngineError, RequestError
-from unified_backend.samples import FREE_DIMENSIONS, FixedDims, sample_feeds, shape_of
+from unified_backend.samples import FixedDims, Recipe, recipes
 from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["Batching", "Verdict", "prove_batching"]
@@ -37,23 +37,25 @@ class Batching:
     Attributes:
         verdict: what was found.
         reason: why, in words.
-        free: the size that dimensions left open were tried with; None if no sample input ran.
+        recipe: makes samples that the model takes; None if none was found.
         ranks: the rank of each output, as seen in the run; empty if none ran.
     """
 
     verdict: Verdict
     reason: str
-    free: int | None = None
+    recipe: Recipe | None = None
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
-        return {"verdict": self.verdict.value, "reason": self.reason, "free": self.free, "ranks": dict(self.ranks)}
+        recipe = None if self.recipe is None else dataclasses.asdict(self.recipe)
+        return {"verdict": self.verdict.value, "reason": self.reason, "recipe": recipe, "ranks": dict(self.ranks)}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Batching:
         """What `to_json` wrote."""
-        return Batching(Verdict(values["verdict"]), values["reason"], values["free"], values["ranks"])
+        recipe = None if values["recipe"] is None else Recipe(**values["recipe"])
+        return Batching(Verdict(values["verdict"]), values["reason"], recipe, values["ranks"])
 
 
 def prove_batching(runner: Runner, fixed: FixedDims) -> Batching:
@@ -65,17 +67,19 @@ def prove_batching(runner: Runner, fixed: FixedDims) -> Batching:
     """
     signature = runner.signature
     obstacle = _obstacle(signature)
-    leading = 1 if obstacle is None else None
-    free, alone, reason = _first_that_runs(runner, fixed, leading)
-    ranks = {name: array.ndim for name, array in alone.items()}
-    if obstacle is not None:
-        return Batching(Verdict.IMPOSSIBLE, obstacle, free, ranks)
-    if free is None:
-        if _one_symbol(signature):
-            return Batching(Verdict.UNPROVEN, f"no sample input ran: {reason}")
-        return Batching(Verdict.IMPOSSIBLE, f"no sample input ran, so it is not shown: {reason}")
-    verdict, why = _compare(runner, fixed, free)
-    return Batching(verdict, why, free, ranks)
+    batch = None if obstacle else 1
+    refusal = ""
+    for recipe in recipes(signature, fixed, batch):
+        try:
+            alone = _run(runner, recipe.feeds(signature, fixed, batch, seed=1))
+        except (RequestError, EngineError) as error:
+            refusal = refusal or error.why
+            continue
+        verdict, reason = (Verdict.IMPOSSIBLE, obstacle) if obstacle else _compare(runner, fixed, recipe)
+        return Batching(verdict, reason, recipe, {name: array.ndim for name, array in alone.items()})
+    if obstacle is None and _one_symbol(signature):
+        return Batching(Verdict.UNPROVEN, f"no sample input ran: {refusal}")
+    return Batching(Verdict.IMPOSSIBLE, obstacle or f"no sample input ran, so it is not shown: {refusal}")
 
 
 def _obstacle(signature: Signature) -> str | None:
@@ -98,24 +102,8 @@ def _one_symbol(signature: Signature) -> bool:
     return len(leading) == 1 and leading != {None}
 
 
-def _first_that_runs(runner: Runner, fixed: FixedDims, batch: int | None) -> tuple[int | None, dict[str, Array], str]:
-    """The first size for open dimensions at which a sample runs, its outputs, or why the first attempt failed."""
-    first_reason = ""
-    for free in FREE_DIMENSIONS if _has_free(runner.signature, fixed, batch) else FREE_DIMENSIONS[:1]:
-        try:
-            return free, _run(runner, _feeds(runner, fixed, free, batch, seed=1)), ""
-        except (RequestError, EngineError) as error:
-            first_reason = first_reason or error.why
-    return None, {}, first_reason
-
-
-def _has_free(signature: Signature, fixed: FixedDims, batch: int | None) -> bool:
-    """Whether any dimension of a sample depends on the size that open dimensions are given."""
-    return _shapes(signature, 3, fixed, batch) != _shapes(signature, 5, fixed, batch)
-
-
-def _compare(runner: Runner, fixed: FixedDims, free: int) -> tuple[Verdict, str]:
-    singles = [_feeds(runner, fixed, free, 1, seed) for seed in (1, 2)]
+def _compare(runner: Runner, fixed: FixedDims, recipe: Recipe) -> tuple[Verdict, str]:
+    singles = [recipe.feeds(runner.signature, fixed, 1, seed) for seed in (1, 2)]
     pair = {name: np.concatenate([single[name] for single in singles]) for name in singles[0]}
     try:
         together = _run(runner, pair)
@@ -158,15 +146,6 @@ def _difference(spec: TensorSpec, one: Array, other: Array) -> float:
         return 0.0
     largest = np.abs(other[np.isfinite(other)]).max(initial=1e-30)
     return float(np.nan_to_num(np.abs(one - other)[unequal], nan=np.inf).max() / largest)
-
-
-def _shapes(signature: Signature, free: int, fixed: FixedDims, batch: int | None) -> dict[str, tuple[int, ...]]:
-    return {spec.name: shape_of(spec, free, fixed, batch if spec.shape else None) for spec in signature.inputs}
-
-
-def _feeds(runner: Runner, fixed: FixedDims, free: int, batch: int | None, seed: int) -> dict[str, Array]:
-    signature = runner.signature
-    return sample_feeds(signature.inputs, _shapes(signature, free, fixed, batch), seed)
 
 
 def _run(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:

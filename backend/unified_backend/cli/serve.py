@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ _OURS = {
 _PASSED = "unified_backend.serve.arguments"
 # `timeout` and some supervisors signal a process and then its whole group: the same wish, heard twice.
 _ECHO_SECONDS = 1.0
+_LOADING_SECONDS = 10.0
 
 
 class ServeCommand(TyperCommand):
@@ -133,12 +133,16 @@ def _report(running: RunningServer) -> None:
     options = running.options
     if not options.allows("http"):
         return  # without HTTP nobody here can ask it; Triton's log says when gRPC listens
-    if not running.ready():
-        return
+    began = time.monotonic()
+    while not running.ready(_LOADING_SECONDS):
+        if not running.running():
+            return
+        # Triton answers nothing before every model has loaded or failed; a first build can take minutes.
+        typer.echo(f"loading: seconds={time.monotonic() - began:.0f}")
     try:
         models = running.models()
     except ServerError as error:
-        print(f"ready, but {error}", file=sys.stderr, flush=True)
+        typer.echo(f"ready, but {error}", err=True)
         return
     urls = [f"http://{options.url('http')}"]
     if options.allows("grpc"):
@@ -147,11 +151,11 @@ def _report(running: RunningServer) -> None:
         urls.append(f"http://{options.url('metrics')}/metrics")
     ready = {model.name for model in models if model.state == "READY"}
     failed = [model for model in models if _failed(model)]
-    lines = [f"ready: {' '.join(urls)} models_ready={len(ready)} models_failed={len({m.name for m in failed})}"]
-    lines += [
-        f"failed: model={model.name} version={model.version} reason={_first_part(model.reason)}" for model in failed
-    ]
-    print("\n".join(lines), flush=True)
+    counts = f"models_ready={len(ready)} models_failed={len({model.name for model in failed})}"
+    typer.secho(f"ready: {' '.join(urls)} {counts}", fg="green")
+    for model in failed:
+        reason = _first_part(model.reason)
+        typer.secho(f"failed: model={model.name} version={model.version} reason={reason}", fg="red")
 
 
 def _failed(model: LoadedModel) -> bool:

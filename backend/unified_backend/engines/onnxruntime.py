@@ -22,7 +22,14 @@ from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntime", "OnnxRuntimeRunner", "library_digests", "open_reference"]
+__all__ = [
+    "OnnxRuntime",
+    "OnnxRuntimeRunner",
+    "bfloat16_bits",
+    "bfloat16_value",
+    "library_digests",
+    "open_reference",
+]
 
 _MODEL, _WEIGHTS = "model.onnx", "weights.bin"
 _LEVELS = {
@@ -140,18 +147,13 @@ class OnnxRuntimeRunner:
         """Run a model with bfloat16 tensors, which NumPy has not: they go in and out as uint16 of the same bits."""
         import onnxruntime
 
-        value = onnxruntime.OrtValue
-        bfloat16 = data_type("BF16")
-        assert bfloat16 is not None
         given = {
-            name: value.ortvalue_from_numpy_with_onnx_type(array, bfloat16.onnx)
-            if name in self._bfloat16
-            else value.ortvalue_from_numpy(array)
+            name: bfloat16_value(array) if name in self._bfloat16 else onnxruntime.OrtValue.ortvalue_from_numpy(array)
             for name, array in feeds.items()
         }
         results = self._session.run_with_ort_values(outputs, given, self._run_options)
         return [
-            _bits(result) if name in self._bfloat16 else result.numpy()
+            bfloat16_bits(result) if name in self._bfloat16 else result.numpy()
             for name, result in zip(outputs, results, strict=True)
         ]
 
@@ -257,8 +259,17 @@ def _spec(label: str, argument: onnxruntime.NodeArg) -> TensorSpec:
     return TensorSpec(argument.name, row.triton, tuple(argument.shape))
 
 
-def _bits(value: onnxruntime.OrtValue) -> Array:
-    """A copy of a bfloat16 value's elements as uint16."""
+def bfloat16_value(bits: Array) -> onnxruntime.OrtValue:
+    """A bfloat16 tensor from uint16 of the same bits."""
+    import onnxruntime
+
+    row = data_type("BF16")
+    assert row is not None
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(bits), row.onnx)
+
+
+def bfloat16_bits(value: onnxruntime.OrtValue) -> Array:
+    """A copy of a bfloat16 tensor's elements as uint16."""
     shape = tuple(value.shape())
     count = math.prod(shape)
     if count == 0:

@@ -1,0 +1,40 @@
+"""config.pbtxt: between its text, and the JSON form in which Triton hands configs to backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format, text_format
+
+from unified_backend.errors import ConfigError
+
+__all__ = ["read_pbtxt", "to_pbtxt"]
+
+
+def read_pbtxt(path: Path) -> dict[str, Any]:
+    """The config in a file, field names as in model_config.proto; `{}` if there is no file.
+
+    Raises:
+        ConfigError: the text is not a model configuration; names line and column.
+    """
+    if not path.exists():
+        return {}
+    try:
+        message = text_format.Parse(path.read_text(), _message())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} does not parse", str(error), "Correct it there") from None
+    config: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return config
+
+
+def to_pbtxt(config: Mapping[str, Any]) -> str:
+    """The config as text that can be pasted into config.pbtxt."""
+    return str(text_format.MessageToString(json_format.ParseDict(config, _message())))
+
+
+def _message() -> Any:
+    from tritonclient.grpc import model_config_pb2
+
+    return model_config_pb2.ModelConfig()

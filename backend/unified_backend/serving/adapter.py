@@ -1,0 +1,133 @@
+"""The life of one instance inside Triton's stub: complete, initialize, execute, finalize."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unified_backend import logs
+from unified_backend.errors import ConfigError, UnifiedError
+from unified_backend.loading import describe, load, open_cache
+from unified_backend.pbtxt import to_pbtxt
+from unified_backend.serving.executor import Executor
+from unified_backend.serving.memory import keep_freed_memory
+from unified_backend.serving.metrics import ServerMetrics
+from unified_backend.serving.warmup import warm_up
+
+__all__ = ["ModelInstance", "complete_model_config"]
+
+logger = logging.getLogger(__name__)
+
+_COMPLETED = ("max_batch_size", "input", "output", "dynamic_batching")
+
+
+def complete_model_config(auto_complete_model_config: Any) -> Any:
+    """Fill in what config.pbtxt leaves open.
+
+    Args:
+        auto_complete_model_config: Triton's `pb_utils.ModelConfig`; the dictionary behind it is edited, because its
+            setters refuse any difference, [3, -1, -1] against [3, 224, 224] included.
+    """
+    import triton_python_backend_utils as pb_utils
+
+    logs.to_standard_error()
+    config = auto_complete_model_config.as_dict()
+    folder = _version_folder()
+    label = f"{config['name']}/{folder.name}"
+    try:
+        given = _max_batch_size_given(folder.parent / "config.pbtxt")
+        described = describe(label, folder, config, open_cache(), max_batch_size_given=given)
+    except UnifiedError as error:
+        raise pb_utils.TritonModelException(str(error)) from None
+    for field in _COMPLETED:
+        if field in described.config:
+            config[field] = described.config[field]
+    for note in described.report.notes:
+        logger.info('note model=%s "%s"', label, note)
+    return auto_complete_model_config
+
+
+class ModelInstance:
+    """One instance of one version of a model, as Triton's Python backend drives it."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model and warm it up; the first request finds it ready.
+
+        Args:
+            args: Triton's; `model_repository` is the model's folder here, `model_config` the completed config.
+        """
+        import triton_python_backend_utils as pb_utils
+
+        logs.to_triton(pb_utils.Logger)
+        keep_freed_memory()
+        config = json.loads(args["model_config"])
+        label = f"{args['model_name']}/{args['model_version']}"
+        folder = Path(args["model_repository"]) / args["model_version"]
+        try:
+            cache = open_cache()
+            described = describe(label, folder, config, cache, max_batch_size_given=True)
+            _require_complete(label, config, described.config)
+            loaded = load(described, cache)
+            report = described.report
+            with report.phase("warm_up"):
+                plan = warm_up(loaded)
+        except UnifiedError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        self._runner = loaded.runner
+        self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
+        self._metrics.load(report.seconds, report.lookups, loaded.engine)
+        self._executor = Executor(pb_utils, loaded.runner, plan, self._metrics.executed, self._metrics.failed)
+        self.execute = self._executor.execute
+        logger.info(
+            "loaded model=%s instance=%s format=%s engine=%s threads=%d requests=%s %s",
+            label,
+            args["model_instance_name"],
+            described.source.format,
+            loaded.engine,
+            loaded.threads.intra_op,
+            "concatenated" if plan.concatenate else "looped",
+            report.line(),
+        )
+
+    def finalize(self) -> None:
+        """Free everything; Triton waits for this for ever, so nothing here waits for anybody."""
+        self._metrics.close()
+        self._executor.close()
+        self._runner.close()
+
+
+def _version_folder() -> Path:
+    """The version folder that auto-complete runs for.
+
+    Triton passes no argument that says so; the stub's own first one is `<repository>/<model>/<version>/model.py`.
+    """
+    return Path(Path("/proc/self/cmdline").read_bytes().split(b"\0")[1].decode()).parent
+
+
+def _max_batch_size_given(config: Path) -> bool:
+    """Whether the user wrote max_batch_size: in the config that Triton hands over, 0 and nothing look the same."""
+    try:
+        return re.search(r"^\s*max_batch_size\s*:", config.read_text(), re.MULTILINE) is not None
+    except OSError:
+        return False
+
+
+def _require_complete(label: str, config: Mapping[str, Any], completed: Mapping[str, Any]) -> None:
+    """With auto-complete on, the config is complete here; with it off, it must have been written so.
+
+    Raises:
+        ConfigError: tensors are missing from it, or are less than the model needs.
+    """
+    for side in ("input", "output"):
+        written = {tensor["name"]: list(tensor.get("dims") or []) for tensor in config.get(side) or []}
+        wanted = {tensor["name"]: tensor["dims"] for tensor in completed[side]}
+        if written != wanted:
+            raise ConfigError(
+                f"{label}: config.pbtxt has {side} {json.dumps(written)} and the model needs {json.dumps(wanted)}",
+                "the server runs with auto-complete disabled, so the config is used as it is written",
+                f"Write: {' '.join(to_pbtxt({side: completed[side]}).split())}",
+            )

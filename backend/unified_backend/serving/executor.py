@@ -1,0 +1,253 @@
+"""One `execute` call is one batch: requests in, one response each out, and no request harmed by another."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unified_backend.engines import Runner
+from unified_backend.errors import EngineError, RequestError, UnifiedError
+from unified_backend.serving.memory import LARGE_BYTES, OutputSlots
+from unified_backend.serving.transfer import reader, writer
+from unified_backend.tensors import Array, TensorSpec
+
+__all__ = ["Executor", "Plan"]
+
+logger = logging.getLogger(__name__)
+
+Feeds = dict[str, Array]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a model's requests are executed; decided once, at warm-up.
+
+    Attributes:
+        outputs: names of the outputs in config.pbtxt.
+        max_batch_size: 0 for a model whose tensors have no batch dimension.
+        concatenate: run a call's requests as one batch, not one by one.
+        slow: one run takes long enough that asking whether a request was cancelled pays (it costs a round trip).
+    """
+
+    outputs: tuple[str, ...]
+    max_batch_size: int
+    concatenate: bool
+    slow: bool
+
+
+class Executor:
+    """Answers the requests of one model instance.
+
+    Args:
+        pb_utils: Triton's module.
+        runner: the engine.
+        plan: how to execute.
+        count_batch: called with the batch size of every run.
+        count_error: called with the Triton error code of every request that fails.
+    """
+
+    def __init__(
+        self,
+        pb_utils: Any,
+        runner: Runner,
+        plan: Plan,
+        count_batch: Callable[[int], None],
+        count_error: Callable[[str], None],
+    ) -> None:
+        self._pb_utils = pb_utils
+        self._runner = runner
+        self._plan = plan
+        self._count_batch = count_batch
+        self._count_error = count_error
+        self._inputs = {spec.name: spec for spec in runner.signature.inputs}
+        self._outputs = {spec.name: spec for spec in runner.signature.outputs if spec.name in plan.outputs}
+        self._readers = {spec.name: reader(spec) for spec in runner.signature.inputs}
+        self._writers = {spec.name: writer(pb_utils, spec) for spec in runner.signature.outputs}
+        self._slots = OutputSlots(pb_utils)
+        self._large = _Large(tuple(self._outputs.values()), runner.signature.inputs)
+        self._buffers: dict[tuple[str, tuple[int, ...]], Array] = {}
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response for each request, in their order; an error is that request's own."""
+        if self._plan.concatenate and len(requests) > 1:
+            return self._together(requests)
+        return [self._alone(position, request) for position, request in enumerate(requests)]
+
+    def close(self) -> None:
+        """Free what is kept between executions."""
+        self._slots.clear()
+        self._buffers.clear()
+
+    def _alone(self, position: int, request: Any, feeds: Feeds | None = None) -> Any:
+        """One request's response, whatever happens to it; `feeds` if they are read already."""
+        try:
+            return self._answer(position, request, self._read(request) if feeds is None else feeds)
+        except Exception as error:  # noqa: BLE001 - here one request's fault is kept from the others
+            return self._failure(error)
+
+    def _together(self, requests: Sequence[Any]) -> list[Any]:
+        """Run the requests of equal row shapes as one batch; the rest, and those of a batch that fails, alone."""
+        responses: list[Any] = [None] * len(requests)
+        groups: dict[Shapes, list[tuple[int, Feeds]]] = {}
+        for position, request in enumerate(requests):
+            try:
+                feeds = self._read(request)
+            except Exception as error:  # noqa: BLE001 - as above
+                responses[position] = self._failure(error)
+                continue
+            shapes = tuple((name, array.shape[1:]) for name, array in sorted(feeds.items()))
+            groups.setdefault(shapes, []).append((position, feeds))
+        for group in groups.values():
+            answers = self._batch(requests, group) if len(group) > 1 else None
+            if answers is None:
+                answers = [self._alone(position, requests[position], feeds) for position, feeds in group]
+            for (position, _), answer in zip(group, answers, strict=True):
+                responses[position] = answer
+        return responses
+
+    def _read(self, request: Any) -> Feeds:
+        """The request's inputs as the engine takes them.
+
+        Raises:
+            RequestError: it was cancelled, lacks an input, or an input cannot be converted.
+        """
+        if self._plan.slow and request.is_cancelled():
+            raise _CancelledError("request cancelled", "the client gave it up before it ran", "Send it again if needed")
+        feeds = {}
+        for tensor in request.inputs():
+            name = tensor.name()
+            feeds[name] = self._readers[name](tensor)
+        if len(feeds) < len(self._inputs):
+            missing = ", ".join(name for name in self._inputs if name not in feeds)
+            raise RequestError(f"input {missing} is missing", "the model needs every input", "Send it with the request")
+        return feeds
+
+    def _answer(self, position: int, request: Any, feeds: Feeds) -> Any:
+        wanted = self._wanted(request)
+        targets = self._targets(position, feeds, wanted)
+        arrays = self._run(feeds, wanted, targets)
+        self._count_batch(_rows(feeds) if self._plan.max_batch_size else 1)
+        return self._pb_utils.InferenceResponse(
+            [
+                self._slots.tensor(position, name, array)
+                if array.nbytes >= LARGE_BYTES and name in self._large.names
+                else self._writers[name](array)
+                for name, array in zip(wanted, arrays, strict=True)
+            ]
+        )
+
+    def _run(self, feeds: Feeds, wanted: Sequence[str], targets: Mapping[str, Array]) -> list[Array]:
+        if not targets:
+            return self._runner.run(feeds, wanted)
+        try:
+            return self._runner.run(feeds, wanted, targets)
+        except UnifiedError:
+            # Either the request is bad, or the shape that the graph declares is not the one it computes.
+            arrays = self._runner.run(feeds, wanted)
+            self._large.names = frozenset()
+            return arrays
+
+    def _batch(self, requests: Sequence[Any], group: Sequence[tuple[int, Feeds]]) -> list[Any] | None:
+        """The responses of a group run as one batch, or None if the batch fails and the culprit must be found."""
+        sizes = [_rows(feeds) for _, feeds in group]
+        total = sum(sizes)
+        wanted = [self._wanted(requests[position]) for position, _ in group]
+        names = [name for name in self._outputs if any(name in some for some in wanted)]
+        feeds = {name: self._joined(name, [feeds[name] for _, feeds in group], total) for name in self._inputs}
+        try:
+            arrays = dict(zip(names, self._runner.run(feeds, names), strict=True))
+        except UnifiedError:
+            return None
+        if any(array.shape[:1] != (total,) for array in arrays.values()):
+            return None
+        self._count_batch(total)
+        ends = np.cumsum(sizes).tolist()
+        return [
+            self._pb_utils.InferenceResponse([self._writers[name](arrays[name][end - size : end]) for name in some])
+            for some, size, end in zip(wanted, sizes, ends, strict=True)
+        ]
+
+    def _joined(self, name: str, arrays: Sequence[Array], total: int) -> Array:
+        """The arrays one below the other, in a buffer that the next batch uses again."""
+        if self._inputs[name].dtype == "STRING":
+            return np.concatenate(arrays)
+        key = (name, arrays[0].shape[1:])
+        buffer = self._buffers.get(key)
+        if buffer is None or len(buffer) < total:
+            if buffer is None and len(self._buffers) >= 4 * len(self._inputs):
+                self._buffers.clear()  # ragged inputs: do not keep a buffer for every shape ever seen
+            buffer = self._buffers[key] = np.empty((max(total, self._plan.max_batch_size), *key[1]), arrays[0].dtype)
+        return np.concatenate(arrays, out=buffer[:total])
+
+    def _wanted(self, request: Any) -> Sequence[str]:
+        """Outputs to compute: those the client asked for, which Triton has checked against the config."""
+        names = request.requested_output_names()
+        return self._plan.outputs if len(names) == len(self._plan.outputs) or not names else names
+
+    def _targets(self, position: int, feeds: Feeds, wanted: Sequence[str]) -> dict[str, Array]:
+        targets = {}
+        for name in self._large.names.intersection(wanted) if self._large.names else ():
+            shape = self._large.shape(name, feeds)
+            if shape is not None:
+                target = self._slots.target(position, name, shape)
+                if target is not None:
+                    targets[name] = target
+        return targets
+
+    def _failure(self, error: Exception) -> Any:
+        """The error response of one request; what is not ours to foresee is logged with its traceback."""
+        if not isinstance(error, UnifiedError):
+            logger.error("request failed unexpectedly", exc_info=error)
+            error = EngineError("inference failed", f"{type(error).__name__}: {error}", "The server's log has more")
+        self._count_error(error.triton_code)
+        code = getattr(self._pb_utils.TritonError, error.triton_code)
+        return self._pb_utils.InferenceResponse(error=self._pb_utils.TritonError(str(error), code))
+
+
+class _CancelledError(RequestError):
+    """The client gave the request up."""
+
+    triton_code = "CANCELLED"
+
+
+class _Large:
+    """Outputs whose shape is known from the inputs before the run, so that they can be written in place."""
+
+    def __init__(self, outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec]) -> None:
+        self._sources: dict[str | int, tuple[str, int]] = {}
+        for spec in inputs:
+            for axis, size in enumerate(spec.shape or ()):
+                if isinstance(size, str):
+                    self._sources.setdefault(size, (spec.name, axis))
+        self._shapes = {
+            spec.name: spec.shape
+            for spec in outputs
+            if spec.dtype not in ("STRING", "BF16")
+            and spec.shape
+            and all(isinstance(size, int) or size in self._sources for size in spec.shape if size is not None)
+            and None not in spec.shape
+        }
+        self.names = frozenset(self._shapes)
+
+    def shape(self, name: str, feeds: Feeds) -> tuple[int, ...] | None:
+        """The shape that the output will have for these inputs."""
+        sizes = []
+        for size in self._shapes[name]:
+            if isinstance(size, int):
+                sizes.append(size)
+            elif size is not None:
+                source, axis = self._sources[size]
+                sizes.append(feeds[source].shape[axis])
+        return tuple(sizes)
+
+
+def _rows(feeds: Feeds) -> int:
+    """The batch size of a request: the first dimension of any of its inputs."""
+    for array in feeds.values():
+        return int(array.shape[0])
+    return 0

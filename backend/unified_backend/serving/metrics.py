@@ -1,0 +1,109 @@
+"""Custom metrics, gathered in the stub and handed over once a second: each call costs as much as a request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["BATCH_SIZE_BUCKETS", "ServerMetrics"]
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+_FLUSH_SECONDS = 1.0
+_FAMILIES = {
+    "unified_load_seconds": ("GAUGE", "Seconds that each phase of the last load took"),
+    "unified_cache_lookups_total": ("COUNTER", "Lookups in the cache by kind of entry and result"),
+    "unified_engine_info": ("GAUGE", "1 for the engine that answers"),
+    "unified_request_errors_total": ("COUNTER", "Requests answered with an error, by Triton error code"),
+    # A Prometheus histogram in three counters: Triton's own histogram takes one call an observation.
+    "unified_batch_size_bucket": ("COUNTER", "Executions whose batch size was at most `le`"),
+    "unified_batch_size_sum": ("COUNTER", "Samples executed"),
+    "unified_batch_size_count": ("COUNTER", "Executions"),
+}
+
+_Label = tuple[tuple[str, str], ...]
+
+
+class ServerMetrics:
+    """The metrics of one model instance; does nothing on a server that has metrics switched off."""
+
+    def __init__(self, pb_utils: Any, model: str, version: str) -> None:
+        self._own = {"model": model, "version": version}
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[tuple[str, _Label], Any] = {}
+        self._batch_sizes: Counter[int] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopped = False
+        try:
+            for name, (kind, description) in _FAMILIES.items():
+                self._families[name] = pb_utils.MetricFamily(
+                    name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind)
+                )
+        except (AttributeError, pb_utils.TritonModelException) as error:
+            self._families = {}
+            logger.info('metrics off model=%s reason="%s"', model, error)
+        # A daemon, or it would keep the stub from ending.
+        self._thread = threading.Thread(target=self._flush_for_ever, name="unified-metrics", daemon=True)
+        if self._families:
+            self._thread.start()
+
+    def load(self, seconds: Mapping[str, float], lookups: Mapping[str, bool], engine: str) -> None:
+        """Report one load: seconds by phase, cache lookups by kind, and the engine that answers."""
+        if not self._families:
+            return
+        for phase, value in seconds.items():
+            self._metric("unified_load_seconds", phase=phase).set(value)
+        for kind, hit in lookups.items():
+            self._metric("unified_cache_lookups_total", kind=kind, result="hit" if hit else "miss").increment(1)
+        self._metric("unified_engine_info", engine=engine).set(1)
+
+    def executed(self, batch_size: int) -> None:
+        """Count one run of the engine."""
+        self._batch_sizes[batch_size] += 1
+
+    def failed(self, code: str) -> None:
+        """Count one request answered with an error."""
+        self._errors[code] += 1
+
+    def close(self) -> None:
+        """Hand over what is left and stop."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._families:
+            self._flush()
+        self._metrics.clear()
+        self._families.clear()
+
+    def _flush_for_ever(self) -> None:
+        while not self._stopped:
+            self._wake.wait(_FLUSH_SECONDS)
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            sizes, self._batch_sizes = self._batch_sizes, Counter()
+            errors, self._errors = self._errors, Counter()
+        for code, count in errors.items():
+            self._metric("unified_request_errors_total", code=code).increment(count)
+        if not sizes:
+            return
+        for bound in (*map(float, BATCH_SIZE_BUCKETS), float("inf")):
+            below = sum(count for size, count in sizes.items() if size <= bound)
+            label = "+Inf" if bound == float("inf") else str(int(bound))
+            self._metric("unified_batch_size_bucket", le=label).increment(below)
+        self._metric("unified_batch_size_sum").increment(sum(size * count for size, count in sizes.items()))
+        self._metric("unified_batch_size_count").increment(sizes.total())
+
+    def _metric(self, family: str, **labels: str) -> Any:
+        key = (family, tuple(labels.items()))
+        if key not in self._metrics:
+            self._metrics[key] = self._families[family].Metric(labels={**self._own, **labels})
+        return self._metrics[key]

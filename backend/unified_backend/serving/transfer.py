@@ -1,0 +1,69 @@
+"""Tensors between Triton's stub and the engine: as views where the bytes agree, converted where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from unified_backend.errors import RequestError
+from unified_backend.tensors import Array, TensorSpec
+
+__all__ = ["reader", "writer"]
+
+
+def reader(spec: TensorSpec) -> Callable[[Any], Array]:
+    """A function from a `pb_utils.Tensor` to the array the engine takes."""
+    if spec.dtype == "STRING":
+        return lambda tensor: _decoded(spec.name, tensor.as_numpy())
+    if spec.dtype == "BF16":
+        return lambda tensor: _bfloat16_bits(tensor.to_dlpack())
+    return lambda tensor: tensor.as_numpy()
+
+
+def writer(pb_utils: Any, spec: TensorSpec) -> Callable[[Array], Any]:
+    """A function from the array the engine gave to a `pb_utils.Tensor`."""
+    name = spec.name
+    if spec.dtype == "STRING":
+        return lambda array: pb_utils.Tensor(name, _encoded(array))
+    if spec.dtype == "BF16":
+        return lambda array: pb_utils.Tensor.from_dlpack(name, _bfloat16_capsule(array))
+    return lambda array: pb_utils.Tensor(name, array)
+
+
+def _decoded(name: str, array: Array) -> Array:
+    """Bytes as str: ONNX strings are UTF-8, and ONNX Runtime would write `b'...'` into any other object."""
+    try:
+        flat = [element.decode() for element in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f'input "{name}" is not UTF-8', str(error), "ONNX strings are UTF-8: encode the text so"
+        ) from None
+    decoded = np.empty(len(flat), object)
+    decoded[:] = flat
+    return decoded.reshape(array.shape)
+
+
+def _encoded(array: Array) -> Array:
+    flat = [str(element).encode() for element in array.reshape(-1)]
+    encoded = np.empty(len(flat), object)
+    encoded[:] = flat
+    return encoded.reshape(array.shape)
+
+
+def _bfloat16_bits(capsule: Any) -> Array:
+    """A bfloat16 DLPack capsule as uint16 of the same bits (a copy)."""
+    import onnxruntime
+
+    from unified_backend.engines.onnxruntime import bfloat16_bits
+
+    return bfloat16_bits(
+        onnxruntime.OrtValue(onnxruntime.capi.onnxruntime_pybind11_state.OrtValue.from_dlpack(capsule))
+    )
+
+
+def _bfloat16_capsule(array: Array) -> Any:
+    from unified_backend.engines.onnxruntime import bfloat16_value
+
+    return bfloat16_value(array)._ortvalue.to_dlpack()
