@@ -21,10 +21,12 @@ serve: setup ## serve model_repository (ARGS="--http-port 9000")
 test: lint ## lint, then unit and server tests (PYTEST_ARGS="-k name")
 	@$(VENV)/python -m pytest $(PYTEST_ARGS)
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, shellcheck and hadolint
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
+	@$(VENV)/shellcheck scripts/*.sh .ci/run
+	@$(VENV)/hadolint Dockerfile
 
 lock: ## resolve the dependencies again (ARGS=--upgrade for newer versions)
 	@scripts/lock.sh $(ARGS)
