@@ -162,11 +162,12 @@ def infer(
     return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
 
 
-def doubles(url: str, model: str = "doubling") -> bool:
-    """Whether the server at `url` answers a doubling model's request rightly."""
-    x = np.array([1, 2, 3, 4], np.float32)
+def doubles(url: str, model: str = "doubling", shape: tuple[int, ...] = (4,)) -> bool:
+    """Whether the server at `url` answers a doubling model's request, of four values in `shape`, rightly."""
+    x = np.array([1, 2, 3, 4], np.float32).reshape(shape)
     with httpclient.InferenceServerClient(url) as client:
-        return infer(client, model, {"X": x})["Y"].tolist() == [2, 4, 6, 8]
+        y = infer(client, model, {"X": x})["Y"]
+    return y.shape == shape and y.ravel().tolist() == [2, 4, 6, 8]
 
 
 def triton_type(array: np.ndarray) -> str:

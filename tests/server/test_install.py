@@ -59,7 +59,7 @@ def test_plain_tritonserver_serves_with_the_installed_backend(
     try:
         wait_until(lambda: triton.poll() is not None or _ready(f"{LOCAL}:{http}"), 60, "tritonserver")
         assert triton.poll() is None, log.read_text(errors="replace")[-6000:]
-        assert doubles(f"{LOCAL}:{http}")
+        assert doubles(f"{LOCAL}:{http}", shape=(1, 4))
     finally:
         triton.terminate()
         assert triton.wait(40) is not None

@@ -11,15 +11,29 @@ from pathlib import Path
 import psutil
 import pytest
 import tritonclient.http as httpclient
-from helpers import LOCAL, Serving, Triton, add_broken, add_doubling, command, doubles, wait_until
+from helpers import (
+    DOUBLING,
+    DOUBLING_CONFIG,
+    LOCAL,
+    Serving,
+    Triton,
+    add_broken,
+    add_doubling,
+    add_model,
+    command,
+    doubles,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """One good and one broken model, served from a directory full of traps, by a relative path."""
+    """One good and three broken models, served from a directory full of traps, by a relative path."""
     folder = tmp_path_factory.mktemp("served")
     add_doubling(folder / "models")
     add_broken(folder / "models")
+    add_model(folder / "models", "garbled", {"1/model.py": DOUBLING}, "input {{{")
+    add_model(folder / "models", "versionless", {"model.py": DOUBLING}, DOUBLING_CONFIG)
     (folder / "model.py").write_text("raise RuntimeError('the working directory was imported')\n")
     (folder / "numpy").mkdir()
     (folder / "numpy/__init__.py").write_text("raise RuntimeError('the working directory was imported')\n")
@@ -31,13 +45,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 def test_ready_line_says_where_and_how_many(served: Serving) -> None:
     [line] = served.lines("ready:")
     assert f"http://{served.http}" in line
-    assert "models_ready=1 models_failed=1" in line
+    assert "models_ready=1 models_failed=3" in line
 
 
 def test_failed_model_is_named_with_its_reason(served: Serving) -> None:
-    [line] = served.lines("failed:")
-    assert "model=broken version=1" in line
+    [line] = served.lines("failed: model=broken")
+    assert "version=1" in line
     assert "broken on purpose" in line
+
+
+@pytest.mark.parametrize("name", ["garbled", "versionless"])
+def test_model_that_triton_does_not_even_try_is_named_too(served: Serving, name: str) -> None:
+    [line] = served.lines(f"failed: model={name}")
+    assert "its log" in line
 
 
 def test_bad_model_stops_neither_readiness_nor_the_good_one(served: Serving) -> None:

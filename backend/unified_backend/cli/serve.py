@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from unified_backend.errors import Refused, ServerError
 from unified_backend.server.find import find_server
 from unified_backend.server.options import ControlMode, Options
+from unified_backend.server.preflight import is_remote, model_folders
 from unified_backend.server.run import LoadedModel, RunningServer, start
 
 __all__ = ["ServeCommand", "serve"]
@@ -129,7 +130,7 @@ class _Stopping:
 
 
 def _report(running: RunningServer) -> None:
-    """Say once that the server is ready, where, and which models are not; or that it ended before."""
+    """Say once that the server is ready, where, and which models are not."""
     options = running.options
     if not options.allows("http"):
         return  # without HTTP nobody here can ask it; Triton's log says when gRPC listens
@@ -150,7 +151,7 @@ def _report(running: RunningServer) -> None:
     if options.allows("metrics"):
         urls.append(f"http://{options.url('metrics')}/metrics")
     ready = {model.name for model in models if model.state == "READY"}
-    failed = [model for model in models if _failed(model)]
+    failed = _failed(running, models)
     counts = f"models_ready={len(ready)} models_failed={len({model.name for model in failed})}"
     typer.secho(f"ready: {' '.join(urls)} {counts}", fg="green")
     for model in failed:
@@ -158,8 +159,21 @@ def _report(running: RunningServer) -> None:
         typer.secho(f"failed: model={model.name} version={model.version} reason={reason}", fg="red")
 
 
-def _failed(model: LoadedModel) -> bool:
-    return model.state == "UNAVAILABLE" and model.reason not in ("", "unloaded")
+def _failed(running: RunningServer, models: list[LoadedModel]) -> list[LoadedModel]:
+    """Those that should have loaded and did not, also where Triton itself tells only its log."""
+    failed = [model for model in models if model.state == "UNAVAILABLE" and model.reason not in ("", "unloaded")]
+    options = running.options
+    if options.model_control_mode == "explicit" and "*" not in options.load_models:
+        wanted = set(options.load_models)
+    else:
+        wanted = {model.name for model in models}
+        for repository in running.repositories:
+            if not is_remote(repository):
+                wanted |= {folder.name for folder in model_folders(Path(repository))}
+    # A configuration that Triton refuses has no state in its index; a model without a version is not even in it.
+    silent = wanted - {model.name for model in models if model.state}
+    reason = "Triton refused its configuration or found no version of it; the line of its log that names it says why"
+    return failed + [LoadedModel(name, "-", "", reason) for name in sorted(silent)]
 
 
 def _first_part(reason: str) -> str:

@@ -12,7 +12,15 @@ from pathlib import Path
 from unified_backend.errors import Refused
 from unified_backend.server.find import Server, running_python, shared_libpython
 
-__all__ = ["check_path", "check_port", "check_python", "check_repository", "is_remote", "resolved_repository"]
+__all__ = [
+    "check_path",
+    "check_port",
+    "check_python",
+    "check_repository",
+    "is_remote",
+    "model_folders",
+    "resolved_repository",
+]
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_./:@%+=,~#-]")
 _LAYOUT = (
@@ -50,11 +58,16 @@ def check_repository(repository: str, may_be_empty: bool) -> None:
             "it holds a config.pbtxt or version folders itself",
             f"Name the folder above it: {path.parent}",
         )
-    models = [child for child in sorted(path.iterdir()) if child.is_dir() and _is_model(child)]
+    models = model_folders(path)
     for model in models:
         check_path(model, "model")
     if not models and not may_be_empty:
         raise Refused(f"{repository} holds no model", "no folder in it has a version folder or a config.pbtxt", _LAYOUT)
+
+
+def model_folders(repository: Path) -> list[Path]:
+    """The folders of a local repository that are meant as models: those with a version folder or a config.pbtxt."""
+    return [child for child in sorted(repository.iterdir()) if child.is_dir() and _is_model(child)]
 
 
 def check_path(path: Path, role: str) -> None:

@@ -77,6 +77,7 @@ class RunningServer(contextlib.AbstractContextManager["RunningServer"]):
 
     def __init__(self, server: Server, repositories: Sequence[str], options: Options) -> None:
         self.server = server
+        self.repositories = tuple(repositories)
         self.options = options
         self.returncode: int | None = None
         self._shm_prefix = f"triton_unified_{os.getpid()}_{secrets.token_hex(4)}_"
