@@ -1,0 +1,108 @@
+"""One measurement at a time: a served model through perf_analyzer, or the same session called in this process."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+__all__ = ["PROTOCOLS", "MeasurementError", "Reading", "find_perf_analyzer", "in_process", "open_session", "served"]
+
+PROTOCOLS = ("grpc", "http", "shm")
+
+# perf_analyzer reports once this many windows agree; `-s` below makes any three agree.
+WINDOWS = 3
+
+
+class MeasurementError(RuntimeError):
+    """perf_analyzer measured nothing; the message carries the end of what it printed."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Inferences per second, and the median latency of a request in milliseconds."""
+
+    throughput: float
+    p50: float
+
+
+def find_perf_analyzer() -> Path | None:
+    """perf_analyzer beside this interpreter, or on PATH."""
+    beside = Path(sys.executable).with_name("perf_analyzer")
+    found = str(beside) if beside.exists() else shutil.which("perf_analyzer")
+    return Path(found) if found else None
+
+
+def served(
+    tool: Path, name: str, url: str, protocol: str, concurrency: int, seconds: float, output_bytes: int
+) -> Reading:
+    """Load `name` with `concurrency` requests in flight, each a batch of one, for about `seconds`.
+
+    Args:
+        url: host:port of the protocol's endpoint.
+        protocol: grpc, http, or shm (system shared memory for inputs and outputs, over gRPC).
+        output_bytes: what the output takes, for the shared memory regions.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.csv"
+        command = [str(tool), "-m", name, "-u", url, "-i", "http" if protocol == "http" else "grpc", "-f", str(report)]
+        command += ["--concurrency-range", str(concurrency), "--input-data", "zero", "--percentile", "50"]
+        command += ["-p", str(round(1000 * seconds / WINDOWS)), "-r", str(WINDOWS), "-s", "999"]
+        if protocol == "shm":
+            command += ["--shared-memory", "system", "--output-shared-memory-size", str(max(output_bytes, 1024))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 20 * seconds, check=False)
+        rows = list(csv.DictReader(report.open())) if report.exists() else []
+    if done.returncode or len(rows) != 1:
+        raise MeasurementError(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-2000:]}")
+    return Reading(float(rows[0]["Inferences/Second"]), float(rows[0]["p50 latency"]) / 1000)
+
+
+def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    """The session that each baseline opens, here."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def in_process(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray[Any, Any]], concurrency: int, seconds: float
+) -> Reading:
+    """Call `session` from `concurrency` threads, each as soon as its last call returned, for `seconds`.
+
+    One call runs at a time, as in the one instance of every served model: equal thread settings would otherwise give
+    this side as many cores as there are callers.
+    """
+    turn, latencies = threading.Lock(), [list[float]() for _ in range(concurrency)]
+    session.run(None, feed)
+    start = time.perf_counter()
+    end = start + seconds
+
+    def call(mine: list[float]) -> None:
+        asked = time.perf_counter()
+        while asked < end:
+            with turn:
+                session.run(None, feed)
+            answered = time.perf_counter()
+            mine.append(answered - asked)
+            asked = answered
+
+    callers = [threading.Thread(target=call, args=(mine,)) for mine in latencies]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    elapsed = time.perf_counter() - start
+    every = [latency for mine in latencies for latency in mine]
+    return Reading(len(every) / elapsed, 1000 * median(every))

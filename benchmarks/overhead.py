@@ -1,0 +1,252 @@
+"""What serving costs: the unified backend beside hand-written Python models and ONNX Runtime in this process.
+
+    python benchmarks/overhead.py --models mlp,thin --rounds 5
+
+Every figure is a ratio of two measurements taken seconds apart, so that it holds on a busy machine too. Exits with 1 if
+a promise of the README is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from measuring.drive import (
+    PROTOCOLS,
+    MeasurementError,
+    Reading,
+    find_perf_analyzer,
+    in_process,
+    open_session,
+    served,
+)
+from measuring.models import MODELS, Model, model_file
+from measuring.report import IN_PROCESS, PROMISES, Cell, table
+from measuring.repository import UNIFIED, served_name, write_repository
+from rich.console import Console
+from unified_backend.errors import UnifiedError
+from unified_backend.server.find import find_server
+from unified_backend.server.options import Options
+from unified_backend.server.run import RunningServer, start
+
+BACKENDS = ("naive", UNIFIED, "concat", "constant", IN_PROCESS)
+# perf_analyzer's own start and end, measured.
+STARTUP_SECONDS = 0.5
+# A cell that breaks a promise is measured again, this many times as long: one disturbed round decides nothing.
+SECOND_LOOK = 3
+
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def main() -> int:
+    options = _options()
+    tool = find_perf_analyzer()
+    if tool is None:
+        print("perf_analyzer is missing: it is not beside this Python nor on PATH. Run `make setup`.", file=sys.stderr)
+        return 2
+    cells = [Cell(m, p, c) for m in options.models for p in options.protocols for c in options.concurrency]
+    console.print(f"{len(cells)} cells, {options.rounds} rounds: about {_estimate(cells, options) / 60:.1f} minutes")
+    grid = [(MODELS[m], b) for m in options.models for b in options.backends if b != IN_PROCESS and _measures(m, b)]
+    try:
+        with _serving(grid, options.threads) as server:
+            machine = _machine(server, tool, options.threads)
+            console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
+            bench = _Bench(tool, server, options)
+            bench.measure(cells, options.rounds)
+            doubtful = [cell for cell in cells if any(promise.broken_by(cell) for promise in PROMISES)]
+            if doubtful:
+                console.print(f"{len(doubtful)} cells break a promise: measuring them again")
+                bench.measure(doubtful, SECOND_LOOK * options.rounds)
+    except (MeasurementError, UnifiedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    verdicts = [verdict for promise in PROMISES if (verdict := promise.verdict(cells))]
+    console.print(table(cells))
+    for verdict in verdicts:
+        word = "[green]pass[/green]" if verdict.kept else "[red]FAIL[/red]"
+        console.print(f"{word}  {verdict.text} ({verdict.cells} cells)\n      {_escaped(verdict.figures)}")
+    if options.json:
+        report = {"machine": machine, "cells": [asdict(c) for c in cells], "promises": [asdict(v) for v in verdicts]}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if all(verdict.kept for verdict in verdicts) else 1
+
+
+class _Bench:
+    """The grid's measurements against one running server, with a line of progress a cell."""
+
+    def __init__(self, tool: Path, server: RunningServer, options: _Options) -> None:
+        self.tool = tool
+        self.urls = {"grpc": server.options.url("grpc"), "http": server.options.url("http")}
+        self.urls["shm"] = self.urls["grpc"]
+        self.options = options
+        self.sessions = {name: open_session(model_file(MODELS[name]), options.threads) for name in options.models}
+        self.start = time.monotonic()
+
+    def measure(self, cells: Sequence[Cell], rounds: int) -> None:
+        """Add `rounds` readings of each backend to every cell."""
+        for number, cell in enumerate(cells, 1):
+            backends = [backend for backend in self.options.backends if _measures(cell.model, backend)]
+            for turn in range(rounds):
+                # There and back again, so that no backend always runs behind the same neighbour.
+                for backend in backends if turn % 2 == 0 else reversed(backends):
+                    cell.readings.setdefault(backend, []).append(self._reading(cell, backend))
+            minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+            ratio = cell.speed(UNIFIED, "naive")
+            found = f"unified/naive {ratio}" if ratio else ""
+            console.print(f"{minutes:3d}:{seconds:02d}  {number}/{len(cells)}  {cell.name}  {_escaped(found)}")
+
+    def _reading(self, cell: Cell, backend: str) -> Reading:
+        model = MODELS[cell.model]
+        seconds = _seconds(model, cell.concurrency, self.options.seconds)
+        if backend == IN_PROCESS:
+            feed = {"input": np.zeros((1, *model.input_shape), model.dtype)}
+            return in_process(self.sessions[model.name], feed, cell.concurrency, seconds)
+        url = self.urls[cell.protocol]
+        name = served_name(model, backend)
+        return served(self.tool, name, url, cell.protocol, cell.concurrency, seconds, model.output_bytes)
+
+
+@contextmanager
+def _serving(grid: Sequence[tuple[Model, str]], threads: int) -> Iterator[RunningServer]:
+    """One server with every model of the grid loaded; it lives as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        root = Path(folder)
+        write_repository(root / "models", grid, threads)
+        http, grpc, metrics = _free_ports(3)
+        options = Options(
+            host="127.0.0.1",
+            http_port=http,
+            grpc_port=grpc,
+            metrics_port=metrics,
+            model_control_mode="explicit",
+            load_models=("*",),
+            # Its own, and empty: what an earlier run measured and remembered has no say here.
+            environment={"TRITON_UNIFIED_CACHE": str(root / "cache")},
+            log=root / "server.log",
+        )
+        with start(find_server(), [root / "models"], options) as server:
+            if not server.ready(timeout=600):
+                raise MeasurementError(f"the server did not get ready\n{_tail(root / 'server.log')}")
+            failed = [model for model in server.models() if model.state != "READY"]
+            if failed:
+                reasons = "\n".join(f"{model.name}: {model.reason}" for model in failed)
+                raise MeasurementError(f"the server could not load every model\n{reasons}")
+            yield server
+
+
+class _Options(argparse.Namespace):
+    models: list[str]
+    protocols: list[str]
+    backends: list[str]
+    concurrency: list[int]
+    rounds: int
+    seconds: float
+    threads: int
+    json: Path | None
+
+
+def _options() -> _Options:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def subset(flag: str, every: Sequence[str], text: str) -> None:
+        parser.add_argument(flag, type=lambda value: _chosen(value, every), default=list(every), help=text)
+
+    subset("--models", tuple(MODELS), f"comma-separated, of {', '.join(MODELS)}")
+    subset(
+        "--protocols", PROTOCOLS, f"comma-separated, of {', '.join(PROTOCOLS)} (shm: system shared memory over gRPC)"
+    )
+    subset("--backends", BACKENDS, f"comma-separated, of {', '.join(BACKENDS)} (constant: with the model mlp only)")
+    parser.add_argument("--concurrency", type=_counts, default=[1, 4, 16], help="comma-separated; default 1,4,16")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each backend in each cell; default 3")
+    parser.add_argument("--seconds", type=float, default=0.45, help="length of the shortest measurement; default 0.45")
+    parser.add_argument("--threads", type=int, default=1, help="intra-op threads, the same everywhere; default 1")
+    parser.add_argument("--json", type=Path, help="also write every reading to this file")
+    return parser.parse_args(namespace=_Options())
+
+
+def _chosen(value: str, every: Sequence[str]) -> list[str]:
+    names = value.split(",")
+    if unknown := [name for name in names if name not in every]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(every)}")
+    return names
+
+
+def _counts(value: str) -> list[int]:
+    return [int(part) for part in value.split(",")]
+
+
+def _measures(model: str, backend: str) -> bool:
+    # The floor that a constant shows is the same for all; only the promise about the MLP asks for it.
+    return backend != "constant" or model == "mlp"
+
+
+def _seconds(model: Model, concurrency: int, seconds: float) -> float:
+    return seconds * model.patience * max(1, concurrency / 8)
+
+
+def _estimate(cells: Sequence[Cell], options: _Options) -> float:
+    """Seconds that the grid takes, second looks aside."""
+    return options.rounds * sum(
+        _seconds(MODELS[cell.model], cell.concurrency, options.seconds) + STARTUP_SECONDS
+        for cell in cells
+        for backend in options.backends
+        if _measures(cell.model, backend)
+    )
+
+
+def _machine(server: RunningServer, tool: Path, threads: int) -> dict[str, str]:
+    """What the figures were taken with and on."""
+    with urllib.request.urlopen(f"http://{server.options.url('http')}/v2", timeout=10) as response:
+        triton = json.load(response)["version"]
+    answer = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False)
+    analyzer = re.search(r"[Vv]ersion\s+(\S+)", answer.stdout + answer.stderr)
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    packages = ("triton-unified-backend", "onnxruntime", "numpy")
+    return {
+        "cpu": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores",
+        "load average": f"{os.getloadavg()[0]:.2f} at the start",
+        "triton": triton,
+        "perf_analyzer": analyzer[1] if analyzer else "unknown",
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "intra-op threads": str(threads),
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:] if log.exists() else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
