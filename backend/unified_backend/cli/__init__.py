@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
+from unified_backend.cli.check import check
 from unified_backend.cli.doctor import doctor
 from unified_backend.cli.install import install, uninstall
 from unified_backend.cli.serve import ServeCommand, serve
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command(cls=ServeCommand)(serve)
 app.command()(install)
 app.command()(uninstall)
+app.command()(check)
 app.command()(doctor)
 
 

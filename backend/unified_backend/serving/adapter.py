@@ -46,6 +46,7 @@ def complete_model_config(auto_complete_model_config: Any) -> Any:
     for field in _COMPLETED:
         if field in described.config:
             config[field] = described.config[field]
+    logger.info("described model=%s format=%s %s", label, described.source.format, described.report.line())
     for note in described.report.notes:
         logger.info('note model=%s "%s"', label, note)
     return auto_complete_model_config

@@ -1,0 +1,158 @@
+"""`triton-unified check`: everything a load does, without a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from unified_backend import logs
+from unified_backend.errors import ConfigError, Refused, UnifiedError
+from unified_backend.loading import Loaded, describe, load, open_cache
+from unified_backend.pbtxt import read_pbtxt, to_pbtxt
+from unified_backend.serving.executor import Plan
+from unified_backend.serving.warmup import warm_up
+
+__all__ = ["check"]
+
+_BACKENDS = ("unified", "python")  # `python` with this package's model.py in the version folder
+
+
+def check(
+    model_dir: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model's directory in a repository.")],
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="The version to load; the highest if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Load a model as the server would, and say what was found, chosen and completed.
+
+    Exits with 0 if the model loads, 1 if it does not, 2 if there is nothing to load.
+
+    Example:
+
+    triton-unified check models/detector.unified
+    """
+    logs.to_standard_error(logging.WARNING)
+    try:
+        model_dir = model_dir.absolute()
+        label, folder = _version(model_dir, version)
+        result = _result(label, folder, _config(label, model_dir))
+    except UnifiedError as error:
+        if not as_json:
+            raise
+        typer.echo(
+            json.dumps({"loads": False, "error": {"what": error.what, "why": error.why, "do": error.do}}, indent=2)
+        )
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        typer.echo(json.dumps({"loads": True, **result}, indent=2))
+    else:
+        _print(result)
+
+
+def _result(label: str, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Load, warm up, and report as JSON values."""
+    began = time.monotonic()
+    cache = open_cache()
+    loaded = load(describe(label, folder, config, cache, "max_batch_size" in config), cache)
+    with loaded.described.report.phase("warm_up"):
+        plan = warm_up(loaded)
+    loaded.runner.close()
+    return {"model": label, **_facts(loaded, plan, folder), "total_seconds": round(time.monotonic() - began, 3)}
+
+
+def _facts(loaded: Loaded, plan: Plan, folder: Path) -> dict[str, Any]:
+    described, report = loaded.described, loaded.described.report
+    return {
+        "format": described.source.format,
+        "files": [path.relative_to(folder).as_posix() for path in described.source.files],
+        "batching": f"{described.batching.verdict.value}: {described.batching.reason}",
+        "engine": loaded.engine,
+        "engine_reason": loaded.reason,
+        "threads": loaded.threads.intra_op,
+        "requests": "concatenated" if plan.concatenate else "looped",
+        "notes": report.notes,
+        "cache": {kind: "hit" if hit else "made" for kind, hit in report.lookups.items()},
+        "seconds": report.seconds,
+        "config": to_pbtxt(described.config),
+    }
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    console = Console(highlight=False)
+    seconds = "  ".join(f"{phase} {value:.3f}" for phase, value in result["seconds"].items())
+    rows = {
+        "model": result["model"],
+        "format": f"{result['format']} ({', '.join(result['files'])})",
+        "batching": result["batching"],
+        "engine": f"{result['engine']}: {result['engine_reason']}",
+        "execution": f"{result['threads']} threads, requests {result['requests']}",
+        **{f"note {number}": note for number, note in enumerate(result["notes"], 1)},
+        "cache": "  ".join(f"{kind} {state}" for kind, state in result["cache"].items()),
+        "seconds": f"{seconds}  total {result['total_seconds']:.3f}",
+    }
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, value in rows.items():
+            table.add_row(f"[bold]{name}[/bold]", value)
+        console.print(table)
+        console.print("\n[bold]config.pbtxt, completed[/bold]")
+        console.print(Syntax(result["config"], "protobuf", background_color="default"))
+        console.print("[green]loads[/green]")
+    else:
+        for name, value in rows.items():
+            typer.echo(f"{name}: {value}")
+        typer.echo(f"\n# config.pbtxt, completed\n{result['config']}\nloads")
+
+
+def _version(model_dir: Path, wanted: int | None) -> tuple[str, Path]:
+    """The label and folder of the version to load."""
+    if not model_dir.is_dir():
+        raise Refused(
+            f"{model_dir} is not a model directory", "there is no such folder", "Name a folder of a repository"
+        )
+    versions = sorted(int(child.name) for child in model_dir.iterdir() if child.is_dir() and child.name.isdecimal())
+    if not versions:
+        raise Refused(
+            f"{model_dir} has no version folder",
+            "a model directory holds its versions in folders named by number",
+            f"Make {model_dir.name}/1/ and put the model file inside",
+        )
+    if wanted is not None and wanted not in versions:
+        listed = ", ".join(map(str, versions))
+        raise Refused(f"{model_dir} has no version {wanted}", f"it has {listed}", "Choose one of these")
+    version = versions[-1] if wanted is None else wanted
+    return f"{model_dir.name}/{version}", model_dir / str(version)
+
+
+def _config(label: str, model_dir: Path) -> dict[str, Any]:
+    """The model's config as Triton would hand it over.
+
+    Raises:
+        ConfigError: it does not parse, or is not a config for this backend and this folder.
+    """
+    config = read_pbtxt(model_dir / "config.pbtxt")
+    if config.setdefault("name", model_dir.name) != model_dir.name:
+        raise ConfigError(
+            f'{label}: config.pbtxt has name "{config["name"]}"',
+            "Triton wants the folder's name there",
+            f'Write `name: "{model_dir.name}"`, or leave the line out',
+        )
+    if "backend" not in config and model_dir.name.endswith(".unified"):
+        config["backend"] = "unified"
+    if config.get("backend") not in _BACKENDS:
+        raise ConfigError(
+            f'{label}: config.pbtxt has backend "{config.get("backend", "")}"',
+            "another backend would get this model",
+            'Write `backend: "unified"`, or name the folder NAME.unified',
+        )
+    return config
