@@ -49,9 +49,10 @@ choose_python() {
         case $(readlink -f "$path") in /usr/bin/*) [ -n "$repairable" ] || { repairable=$path && packages=$lacks; } ;; esac
     done
     [ -n "$repairable" ] || fail "no usable Python 3.11 or 3.12 found (looked for: ${PYTHON:-python3, python3.12, python3.11})." \
-        "One with venv and a shared libpython is needed, for example: apt-get install python3.11 python3.11-venv libpython3.11," \
-        "then run again, or name an interpreter with PYTHON=/path/to/python3."
-    packages=$(echo "$packages" | tr '\n' ' ')
+        "It needs venv and a shared libpython, for example: apt-get install python3.11 python3.11-venv libpython3.11." \
+        "(Later Pythons do not do: NumPy 1.26, the last that the embedded Triton takes, has no wheel for them.)" \
+        "Then run again, or name an interpreter with PYTHON=/path/to/python3."
+    packages=$(echo "$packages" | paste -s -d ' ')
     # shellcheck disable=SC2086 # a list of package names
     install_packages $packages >&2 || fail "$repairable lacks: $packages" \
         "and they could not be installed from here. As root: apt-get install $packages, then run again."

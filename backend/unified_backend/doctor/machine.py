@@ -124,7 +124,7 @@ def check_perf_analyzer() -> Finding:
         return warning("not found", do)
     run = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
     lines = (run.stdout + run.stderr).strip().splitlines()
-    if "Version" not in run.stdout:
+    if not any("Version" in line for line in lines):  # it is printed on standard error
         return warning(f"{program} does not run: {lines[-1] if lines else f'exit code {run.returncode}'}", do)
     return ok(f"{lines[0]}, {program}")
 
