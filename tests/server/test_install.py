@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import tritonclient.http as httpclient
 from helpers import LOCAL, add_model, command, doubles, doubling_onnx, free_ports, wait_until
+from unified_backend.errors import Refused
 from unified_backend.server.compose import composed_backends
 from unified_backend.server.find import find_server
+from unified_backend.server.install import install
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_plain_tritonserver_serves_with_the_installed_backend(
 
 def test_uninstall_leaves_the_directory_as_it_was(backends: Path) -> None:
     before = sorted(backends.rglob("*"))
-    assert command("install", "--backends", backends, "--link").returncode == 0
+    install(backends, link=True)
     assert command("uninstall", "--backends", backends).returncode == 0
     assert sorted(backends.rglob("*")) == before
 
@@ -78,9 +80,8 @@ def test_another_minor_version_than_the_stubs_is_refused(backends: Path, tmp_pat
     stub = backends / "python/triton_python_backend_stub"
     mine = f"libpython3.{sys.version_info.minor}.so".encode()
     stub.write_bytes(stub.read_bytes().replace(mine, b"libpython3.99.so"[: len(mine)].ljust(len(mine), b"\0")))
-    run = command("install", "--backends", backends, "--python", other)
-    assert run.returncode == 2
-    assert "runs Python 3.99" in run.stderr
+    with pytest.raises(Refused, match=r"runs Python 3\.99"):
+        install(backends, python=other)
     assert not (backends / "unified").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,12 +160,3 @@ def test_users_flag_wins_over_the_default(tmp_path: Path) -> None:
     with Serving(tmp_path, "models", server_arguments=("--exit-on-error=true",)) as serving:
         assert serving.process.wait(30) == 1
         assert not serving.lines("ready:")
-
-
-def test_busy_grpc_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    add_doubling(tmp_path / "models")
-    with socket.create_server((LOCAL, 0)) as busy:
-        port = str(busy.getsockname()[1])
-        run = command("serve", tmp_path / "models", "--host", LOCAL, "--grpc-port", port)
-    assert run.returncode == 2
-    assert "--grpc-port" in run.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,14 @@ def test_model_by_config_alone_is_a_model(tmp_path: Path) -> None:
 def test_object_stores_are_left_to_triton(url: str) -> None:
     assert resolved_repository(url) == url
     check_repository(url, may_be_empty=False)
+
+
+@pytest.mark.parametrize("flag", ["--http-port", "--grpc-port", "--metrics-port"])
+def test_busy_port_is_refused_by_its_flag(flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(Refused, match=f"port {port} is in use.*{flag}"):
+            check_port("127.0.0.1", port, flag)
 
 
 def test_address_of_another_machine_is_refused() -> None:
