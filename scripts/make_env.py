@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 PERF_ANALYZER_LOCK = ROOT / "requirements" / "perf-analyzer.lock"
 SCHEMA = "1"  # raise it when what is done to a cached environment changes
-KEEP_DAYS = 30
+KEEP = 4  # environments, of 850 MB each
+ABANDONED_SECONDS = 86400
 PERF_ANALYZER = """\
 #!/bin/sh
 # The binary out of the tritonclient wheel; its two libraries lie beside it, links to those of the embedded server.
@@ -131,11 +132,18 @@ def compile_packages(environment: Path) -> None:
 
 
 def forget_unused(cache: Path) -> None:
-    """Remove cached environments that no clone took for a month; clones keep their own links."""
-    oldest = time.time() - KEEP_DAYS * 86400
-    for folder in cache.iterdir():
-        if folder.is_dir() and folder.stat().st_mtime < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+    """Keep the few environments that clones took last, and nothing half-made; clones keep their own links."""
+    folders = sorted((path for path in cache.iterdir() if path.is_dir()), key=last_used, reverse=True)
+    half_made = [folder for folder in folders if ".part-" in folder.name]
+    whole = [folder for folder in folders if folder not in half_made]
+    abandoned = [folder for folder in half_made if last_used(folder) < time.time() - ABANDONED_SECONDS]
+    for folder in (*whole[KEEP:], *abandoned):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_used(folder: Path) -> float:
+    """When a clone last took the environment, or when it was made."""
+    return folder.stat().st_mtime
 
 
 def link_environment(base: Path, target: Path) -> None:

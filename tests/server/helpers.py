@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import onnx
 import tritonclient.http as httpclient
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
+from unified_backend.server.preflight import free_ports
 from unified_backend.server.run import RunningServer, start
 
 LOCAL = "127.0.0.1"
@@ -173,15 +173,6 @@ def doubles(url: str, model: str = "doubling", shape: tuple[int, ...] = (4,)) ->
 def triton_type(array: np.ndarray) -> str:
     """Triton's name of an array's type, such as `FP32`."""
     return httpclient.np_to_triton_dtype(array.dtype)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOCAL, 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import re
@@ -17,6 +18,7 @@ __all__ = [
     "check_port",
     "check_python",
     "check_repository",
+    "free_ports",
     "is_remote",
     "model_folders",
     "resolved_repository",
@@ -88,6 +90,15 @@ def check_path(path: Path, role: str) -> None:
             "Triton starts its Python backend through a shell without quoting, and such a path makes the load hang",
             "Rename the folder, or name it through a symbolic link of ASCII letters and digits",
         )
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports of `host` that nobody listens on now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((host, 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def check_port(host: str, port: int, flag: str) -> None:

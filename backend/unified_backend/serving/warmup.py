@@ -21,10 +21,10 @@ __all__ = ["warm_up"]
 logger = logging.getLogger(__name__)
 
 _COMPARED_BATCH = 4  # requests that loop and concatenation are compared with
-_BUDGET_SECONDS = 1.0  # for that comparison
+_BUDGET_SECONDS = 0.5  # for that comparison
 _ROUNDS = 7
 _SLOW_SECONDS = 0.005  # asking whether a request was cancelled costs about 0.1 ms: under 2 % from here on
-_AFFORDABLE_SECONDS = 1.0  # sizes chosen by default take about this long together, at most
+_AFFORDABLE_SECONDS = 0.5  # the sizes chosen by default take about this long together, at most
 
 
 def warm_up(loaded: Loaded) -> Plan:
