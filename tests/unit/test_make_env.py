@@ -74,12 +74,13 @@ def test_an_old_environment_is_replaced_whole(base: Path, tmp_path: Path, make_e
     assert not (tmp_path / ".venv" / "bin" / "stale").exists()
 
 
-def test_environments_nobody_took_for_a_month_are_forgotten(tmp_path: Path, make_env: ModuleType) -> None:
-    for name in ("old", "new"):
+def test_the_cache_keeps_the_environments_used_last(tmp_path: Path, make_env: ModuleType) -> None:
+    names = [*(f"environment{age}" for age in range(6)), "made.part-now", "made.part-long-ago"]
+    for age, name in enumerate(names):
         (tmp_path / name).mkdir()
-    os.utime(tmp_path / "old", (0, 0))
+        os.utime(tmp_path / name, None if name == "made.part-now" else (1e9 - age, 1e9 - age))
     make_env.forget_unused(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {*names[: make_env.KEEP], "made.part-now"}
 
 
 def test_a_lock_is_waited_for(tmp_path: Path, make_env: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
