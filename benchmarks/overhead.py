@@ -46,9 +46,9 @@ from unified_backend.server.run import RunningServer, start
 
 BACKENDS = ("naive", UNIFIED, "concat", "constant", IN_PROCESS)
 # perf_analyzer's own start and end, measured.
-STARTUP_SECONDS = 0.5
-# A cell that breaks a promise is measured again, this many times as long: one disturbed round decides nothing.
-SECOND_LOOK = 3
+STARTUP_SECONDS = 0.35
+# A cell that breaks a promise is measured again, this many times as often: one disturbed round decides nothing.
+SECOND_LOOK = 2
 
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
@@ -102,8 +102,9 @@ class _Bench:
         for number, cell in enumerate(cells, 1):
             backends = [backend for backend in self.options.backends if _measures(cell.model, backend)]
             for turn in range(rounds):
-                # There and back again, so that no backend always runs behind the same neighbour.
-                for backend in backends if turn % 2 == 0 else reversed(backends):
+                # Each backend comes first once, so that none always runs behind the same neighbour.
+                first = turn % len(backends)
+                for backend in backends[first:] + backends[:first]:
                     cell.readings.setdefault(backend, []).append(self._reading(cell, backend))
             minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
             ratio = cell.speed(UNIFIED, "naive")
@@ -172,8 +173,8 @@ def _options() -> _Options:
     )
     subset("--backends", BACKENDS, f"comma-separated, of {', '.join(BACKENDS)} (constant: with the model mlp only)")
     parser.add_argument("--concurrency", type=_counts, default=[1, 4, 16], help="comma-separated; default 1,4,16")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each backend in each cell; default 3")
-    parser.add_argument("--seconds", type=float, default=0.45, help="length of the shortest measurement; default 0.45")
+    parser.add_argument("--rounds", type=int, default=4, help="measurements of each backend in each cell; default 4")
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of the shortest measurement; default 0.3")
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads, the same everywhere; default 1")
     parser.add_argument("--json", type=Path, help="also write every reading to this file")
     return parser.parse_args(namespace=_Options())
