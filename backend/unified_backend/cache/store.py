@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -81,7 +83,6 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.memo = FileMemo(root / "memo")
-        self._private: tempfile.TemporaryDirectory[str] | None = None
 
     def get_or_make(self, key: Key, make: Make) -> Entry:
         """The entry of this key, made if it is missing; one maker a key at a time on the host.
@@ -100,7 +101,8 @@ class Cache:
                 return self._read(place) or self._make(key, place, make)
         except OSError as error:
             logger.warning('cache not writable folder=%s reason="%s" made=unshared', self.root, error.strerror or error)
-            return self._make_unshared(make)
+            folder = Path(tempfile.mkdtemp(dir=_private_folder()))
+            return Entry(folder, _made(folder, make), hit=False)
 
     def _make(self, key: Key, place: Path, make: Make) -> Entry:
         aside_root = self.root / "making"
@@ -119,28 +121,28 @@ class Cache:
             }
             (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
             _sync(aside)
-            aside.rename(place)
+            try:
+                aside.rename(place)
+            except OSError:
+                # Only where locks do not work (some network filesystems): another maker was quicker.
+                if entry := self._read(place):
+                    return entry
+                raise
             _sync_folder(place.parent)
             return Entry(place, facts, hit=False)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _make_unshared(self, make: Make) -> Entry:
-        if self._private is None:
-            self._private = tempfile.TemporaryDirectory(prefix="triton-unified-")
-        folder = Path(tempfile.mkdtemp(dir=self._private.name))
-        return Entry(folder, _made(folder, make), hit=False)
-
     def _read(self, place: Path) -> Entry | None:
         """The entry at `place` if it is whole; a damaged one is moved aside and None is returned."""
         try:
             manifest = json.loads((place / _MANIFEST).read_bytes())
-        except FileNotFoundError:
-            if place.is_dir():
-                self._quarantine(place, "no manifest")
-            return None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             self._quarantine(place, f"unreadable manifest: {error}")
+            return None
+        except OSError:
+            if place.is_dir():
+                self._quarantine(place, "no readable manifest")
             return None
         if damage := self._damage(place, manifest):
             self._quarantine(place, damage)
@@ -197,15 +199,23 @@ class Cache:
             lock.release()
 
 
+@functools.cache
+def _private_folder() -> str:
+    """A temporary folder that is removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="triton-unified-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _made(folder: Path, make: Make) -> dict[str, Any]:
     """Run a maker; its own OSErrors are its failure, not the cache's."""
     try:
         return dict(make(folder))
     except OSError as error:
         raise CacheError(
-            f"{error.filename or folder} could not be written while an entry was made",
-            f"{error.strerror or error}",
-            "Free space or choose another folder with TRITON_UNIFIED_CACHE",
+            "a cache entry could not be made",
+            f"{error.filename or folder}: {error.strerror or error}",
+            "Make room, or choose another folder with TRITON_UNIFIED_CACHE",
         ) from error
 
 

@@ -299,6 +299,7 @@ def _reason(error: Exception) -> str:
     """ONNX Runtime's message in one line, without its code, its C++ source position and signature."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .*? failed:\s*", "", text)
     node = re.match(r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: ", text)
     if node:
         text = text[node.end() :]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unified_backend.formats.onnx import read_model
 
-__all__ = ["MAX_IR_VERSION", "normalise"]
+if TYPE_CHECKING:
+    import onnx
 
+__all__ = ["MAX_IR_VERSION", "MAX_OPSET", "normalise"]
+
+MAX_OPSET = 26  # the newest of the default domain that ONNX Runtime 1.31.1 reads
 MAX_IR_VERSION = 13  # the newest that ONNX Runtime 1.31.1 reads; onnx 1.23 writes 14, whose additions are annotations
 _INITIALIZERS_NEED_NO_INPUT = 4  # IR version from which an initializer need not be listed among the graph's inputs
 
@@ -17,8 +22,9 @@ _INITIALIZERS_NEED_NO_INPUT = 4  # IR version from which an initializer need not
 def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[str]:
     """Write a normalised copy of the model into `folder` if it needs one.
 
-    Two repairs: initializers leave the list of graph inputs (they are constants; listed, they keep optimisers from
-    folding them and look like required inputs after it), and the IR version is brought to one that engines read.
+    Three repairs: initializers leave the list of graph inputs (they are constants; listed, they keep optimisers from
+    folding them and look like required inputs after it), and the IR version and the opset are brought to ones that
+    engines read, the opset only if no operator of the model has changed since.
 
     Args:
         source: the ONNX file.
@@ -44,6 +50,13 @@ def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[st
     if model.ir_version > MAX_IR_VERSION:
         changes.append(f"IR version {model.ir_version} written as {MAX_IR_VERSION}")
         model.ir_version = MAX_IR_VERSION
+    newest = max((entry.version for entry in model.opset_import if entry.domain == ""), default=0)
+    if newest > MAX_OPSET and _unchanged_since(MAX_OPSET, newest, model):
+        changes.append(f"opset {newest} written as {MAX_OPSET}, between which no operator of the model changed")
+        for holder in (model, *model.functions):
+            for entry in holder.opset_import:
+                if entry.domain == "":
+                    entry.version = min(entry.version, MAX_OPSET)
     if changes:
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         for companion in companions:
@@ -51,3 +64,18 @@ def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[st
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(companion, copy)
     return changes
+
+
+def _unchanged_since(older: int, newer: int, model: onnx.ModelProto) -> bool:
+    """Whether every operator of the default domain means the same in both opsets."""
+    from onnx import defs
+
+    def unchanged(node: onnx.NodeProto) -> bool:
+        if node.domain == "" and (
+            not defs.has(node.op_type) or defs.get_schema(node.op_type, newer).since_version > older
+        ):
+            return False
+        graphs = (graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs))
+        return all(unchanged(inner) for graph in graphs for inner in graph.node)
+
+    return all(unchanged(node) for holder in (model.graph, *model.functions) for node in holder.node)

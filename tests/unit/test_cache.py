@@ -1,0 +1,174 @@
+"""Entries: made once, whole or not there, checked before use."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unified_backend.cache import Cache, FileMemo, Key
+from unified_backend.errors import CacheError
+
+KEY = Key("engine", {"model": "abc", "options": {"a": 1, "b": [1, 2]}})
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
+
+
+def make(folder: Path) -> dict[str, object]:
+    (folder / "model.bin").write_bytes(b"weights")
+    return {"answer": 42}
+
+
+def never(folder: Path) -> dict[str, object]:
+    raise AssertionError("made again")
+
+
+def test_an_entry_is_made_once_and_found_by_another_cache(tmp_path):
+    first = Cache(tmp_path).get_or_make(KEY, make)
+    second = Cache(tmp_path).get_or_make(KEY, never)
+    assert (first.hit, second.hit) == (False, True)
+    assert second.facts == {"answer": 42}
+    assert (second.path / "model.bin").read_bytes() == b"weights"
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5), st.text(), JSON)
+def test_a_key_changes_with_every_field_and_not_with_their_order(fields, name, value):
+    key = Key("engine", fields)
+    assert Key("engine", dict(reversed(fields.items()))).digest == key.digest
+    assert Key("canonical", fields).digest != key.digest
+    if name not in fields or json.dumps(fields[name]) != json.dumps(value):
+        assert Key("engine", {**fields, name: value}).digest != key.digest
+
+
+def test_what_a_maker_raises_is_raised_and_nothing_is_left(tmp_path):
+    def fails(folder: Path) -> dict[str, object]:
+        (folder / "half").write_bytes(b"x")
+        raise ValueError("no")
+
+    cache = Cache(tmp_path)
+    with pytest.raises(ValueError, match="no"):
+        cache.get_or_make(KEY, fails)
+    assert not list((tmp_path / "making").iterdir())
+    assert cache.get_or_make(KEY, make).hit is False
+
+
+def test_a_maker_that_cannot_write_is_an_error_with_a_next_step(tmp_path):
+    def fails(folder: Path) -> dict[str, object]:
+        raise OSError(28, "No space left on device", str(folder))
+
+    with pytest.raises(CacheError, match=r"No space left.*TRITON_UNIFIED_CACHE"):
+        Cache(tmp_path).get_or_make(KEY, fails)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped byte": lambda entry: flip(entry / "model.bin"),
+    "a truncated file": lambda entry: (entry / "model.bin").write_bytes(b"wei"),
+    "a missing file": lambda entry: (entry / "model.bin").unlink(),
+    "an extra file": lambda entry: (entry / "extra").write_bytes(b""),
+    "a broken manifest": lambda entry: (entry / "manifest.json").write_text("{"),
+    "no manifest": lambda entry: (entry / "manifest.json").unlink(),
+    "another schema": lambda entry: (entry / "manifest.json").write_text('{"schema": 0}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path, damage):
+    damage(Cache(tmp_path).get_or_make(KEY, make).path)
+    entry = Cache(tmp_path).get_or_make(KEY, make)
+    assert not entry.hit
+    assert (entry.path / "model.bin").read_bytes() == b"weights"
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+    assert Cache(tmp_path).get_or_make(KEY, never).hit
+
+
+def test_threads_that_ask_at_once_make_once(tmp_path):
+    made, entries = [], []
+
+    def slowly(folder: Path) -> dict[str, object]:
+        made.append(1)
+        time.sleep(0.2)
+        return make(folder)
+
+    def ask() -> None:
+        entries.append(Cache(tmp_path).get_or_make(KEY, slowly))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert sorted(entry.hit for entry in entries) == [False] + [True] * 7
+
+
+def hang(root: str, started: multiprocessing.Event) -> None:  # type: ignore[valid-type]
+    def for_ever(folder: Path) -> dict[str, object]:
+        started.set()
+        time.sleep(600)
+        return {}
+
+    Cache(Path(root)).get_or_make(KEY, for_ever)
+
+
+def test_a_killed_maker_is_replaced_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    maker = context.Process(target=hang, args=(str(tmp_path), started))
+    maker.start()
+    assert started.wait(30)
+    threading.Timer(0.3, maker.kill).start()
+    began = time.monotonic()
+    assert Cache(tmp_path).get_or_make(KEY, make).hit is False
+    assert time.monotonic() - began < 5
+    maker.join()
+
+
+def test_a_cache_that_cannot_be_written_makes_for_this_process_only(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    entry = Cache(tmp_path / "file" / "cache").get_or_make(KEY, make)
+    assert (entry.path / "model.bin").read_bytes() == b"weights"
+
+
+def settle(path: Path) -> None:
+    """Wait until the file's change time is old enough to be trusted."""
+    time.sleep(max(0.0, 2.1 - (time.time() - path.stat().st_ctime)))
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 100)
+    settle(path)
+    calls = []
+    memo = FileMemo(tmp_path / "memo")
+    for _ in range(3):
+        assert memo.recall(path, "fact", lambda: calls.append(1) or len(calls)) == 1
+    assert FileMemo(tmp_path / "memo").recall(path, "fact", lambda: 2) == 1
+
+
+def test_a_change_that_keeps_size_and_mtime_is_seen(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    settle(path)
+    memo = FileMemo(tmp_path / "memo")
+    before, stat = memo.digest(path), path.stat()
+    path.write_bytes(b"new")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert memo.digest(path) != before
+
+
+def test_a_file_just_written_is_not_remembered(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    FileMemo(tmp_path / "memo").digest(path)
+    assert not (tmp_path / "memo").exists()

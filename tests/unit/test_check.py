@@ -1,0 +1,89 @@
+"""`triton-unified check`: what a load does, as a user reads it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from unified_backend.pbtxt import read_pbtxt
+
+COMMAND = Path(sys.executable).parent / "triton-unified"
+RELU = '<ir_version: 9, opset_import: ["":17]> g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }'
+
+
+def check(tmp_path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {"TRITON_UNIFIED_CACHE": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    return subprocess.run([COMMAND, "check", *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "relu.unified"
+    (folder / "1").mkdir(parents=True)
+    onnx.save_model(onnx.parser.parse_model(RELU), folder / "1" / "net")
+    return folder
+
+
+def test_a_model_that_loads_is_reported_with_a_config_to_paste(tmp_path, model):
+    done = check(tmp_path, model)
+    assert done.returncode == 0, done.stderr
+    for part in ("format: onnx (net)", "engine: onnxruntime", "canonical made", "\nloads"):
+        assert part in done.stdout
+    text = done.stdout.split("# config.pbtxt, completed\n")[1].removesuffix("\nloads\n")
+    (model / "config.pbtxt").write_text(text)
+    again = check(tmp_path, model)
+    assert again.returncode == 0
+    assert text in again.stdout
+    assert "engine hit" in again.stdout
+
+
+def test_json_holds_the_same(tmp_path, model):
+    result = json.loads(check(tmp_path, model, "--json").stdout)
+    assert (result["loads"], result["format"], result["engine"]) == (True, "onnx", "onnxruntime")
+    assert result["cache"] == {"canonical": "made", "batching": "made", "engine": "made"}
+    (tmp_path / "config.pbtxt").write_text(result["config"])
+    assert read_pbtxt(tmp_path / "config.pbtxt")["max_batch_size"] == 32
+
+
+def test_a_model_that_does_not_load_fails_with_the_servers_words(tmp_path, model):
+    (model / "config.pbtxt").write_text('backend: "unified" input { name: "z" }')
+    done = check(tmp_path, model)
+    assert done.returncode == 1
+    assert 'relu.unified/1: input "z" is not in the model' in done.stderr
+    failed = check(tmp_path, model, "--json")
+    assert failed.returncode == 1
+    assert "x" in json.loads(failed.stdout)["error"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("backend: 3", "does not parse"),
+        ('backend: "onnxruntime"', "another backend"),
+        ('name: "other"', "folder's name"),
+    ],
+)
+def test_a_config_that_triton_would_refuse_is_named(tmp_path, model, config, words):
+    (model / "config.pbtxt").write_text(config)
+    done = check(tmp_path, model)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_a_version_is_chosen_or_the_highest(tmp_path, model):
+    (model / "2").mkdir()
+    (model / "2" / "broken").write_bytes(b"")
+    assert check(tmp_path, model).returncode == 1
+    assert check(tmp_path, model, "--version", "1").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["relu.unified", "--version", "7"], ["empty.unified"]])
+def test_nothing_to_load_is_refused(tmp_path, model, arguments):
+    (tmp_path / "empty.unified").mkdir()
+    done = check(tmp_path, tmp_path / arguments[0], *arguments[1:])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
