@@ -24,6 +24,8 @@ PROTOCOLS = ("grpc", "http", "shm")
 
 # perf_analyzer reports once this many windows agree; `-s` below makes any three agree.
 WINDOWS = 3
+# What perf_analyzer prints when no request, or none in one of the windows, ended in time.
+TOO_SHORT = ("use a larger time window", "Failed to obtain stable measurement")
 
 
 class MeasurementError(RuntimeError):
@@ -66,7 +68,7 @@ def served(
         reading, output = _analyzed(command, longer * seconds)
         if reading:
             return reading
-        if "use a larger time window" not in output:
+        if not any(sign in output for sign in TOO_SHORT):
             break
     raise MeasurementError(f"{' '.join(command)}\n{output[-2000:]}")
 
