@@ -81,7 +81,7 @@ class ModelInstance:
         self._runner = loaded.runner
         self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
         self._metrics.load(report.seconds, report.lookups, loaded.engine)
-        self._executor = Executor(pb_utils, loaded.runner, plan, self._metrics.executed, self._metrics.failed)
+        self._executor = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
         self.execute = self._executor.execute
         logger.info(
             "loaded model=%s instance=%s format=%s engine=%s threads=%d requests=%s %s",

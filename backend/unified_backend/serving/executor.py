@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class Executor:
         pb_utils: Triton's module.
         runner: the engine.
         plan: how to execute.
-        count_batch: called with the batch size of every run.
-        count_error: called with the Triton error code of every request that fails.
+        batch_sizes: counts the runs of each batch size.
+        errors: counts the failed requests of each Triton error code.
     """
 
     def __init__(
@@ -56,14 +57,14 @@ class Executor:
         pb_utils: Any,
         runner: Runner,
         plan: Plan,
-        count_batch: Callable[[int], None],
-        count_error: Callable[[str], None],
+        batch_sizes: Counter[int],
+        errors: Counter[str],
     ) -> None:
         self._pb_utils = pb_utils
         self._runner = runner
         self._plan = plan
-        self._count_batch = count_batch
-        self._count_error = count_error
+        self._batch_sizes = batch_sizes
+        self._errors = errors
         self._inputs = {spec.name: spec for spec in runner.signature.inputs}
         self._outputs = {spec.name: spec for spec in runner.signature.outputs if spec.name in plan.outputs}
         self._readers = {spec.name: reader(spec) for spec in runner.signature.inputs}
@@ -71,24 +72,53 @@ class Executor:
         self._slots = OutputSlots(pb_utils)
         self._large = _Large(tuple(self._outputs.values()), runner.signature.inputs)
         self._buffers: dict[tuple[str, tuple[int, ...]], Array] = {}
+        self._input_count = len(self._inputs)
+        self._first_input = next(iter(self._inputs), "")
+        self._batched = plan.max_batch_size > 0
+        self._only_output = plan.outputs if len(plan.outputs) == 1 else None
+        self._tensor, self._response = pb_utils.Tensor, pb_utils.InferenceResponse
+        plain = not any(spec.dtype in ("STRING", "BF16") for spec in (*self._inputs.values(), *self._outputs.values()))
+        self._answer = self._answer_small if plain and not plan.slow else self._answer_any
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in their order; an error is that request's own."""
         if self._plan.concatenate and len(requests) > 1:
             return self._together(requests)
-        return [self._alone(position, request) for position, request in enumerate(requests)]
+        answer = self._answer
+        responses = []
+        for position, request in enumerate(requests):
+            try:
+                responses.append(answer(position, request))
+            except Exception as error:  # noqa: BLE001 - here one request's fault is kept from the others
+                responses.append(self._failure(error))
+        return responses
 
     def close(self) -> None:
         """Free what is kept between executions."""
         self._slots.clear()
         self._buffers.clear()
 
-    def _alone(self, position: int, request: Any, feeds: Feeds | None = None) -> Any:
-        """One request's response, whatever happens to it; `feeds` if they are read already."""
-        try:
-            return self._answer(position, request, self._read(request) if feeds is None else feeds)
-        except Exception as error:  # noqa: BLE001 - here one request's fault is kept from the others
-            return self._failure(error)
+    def _answer_small(self, position: int, request: Any) -> Any:
+        """The shortest way, for plain numbers: what a tiny model's requests cost is mostly what happens here.
+
+        Measured in the stub against a model.py that calls session.run for each request: 1.4 times its processor time
+        with `_answer_any`, none more this way. An output that turns out large ends it for this model.
+        """
+        feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if len(feeds) < self._input_count:
+            raise self._missing(feeds)
+        wanted = self._only_output or self._wanted(request)
+        tensors = []
+        for name, array in zip(wanted, self._runner.run(feeds, wanted), strict=True):
+            if array.nbytes >= LARGE_BYTES:
+                self._answer = self._answer_any
+            tensors.append(self._tensor(name, array))
+        self._batch_sizes[self._rows(feeds)] += 1
+        return self._response(tensors)
+
+    def _answer_any(self, position: int, request: Any) -> Any:
+        """One request's response, whatever its types and sizes."""
+        return self._answer_read(position, request, self._read(request))
 
     def _together(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests of equal row shapes as one batch; the rest, and those of a batch that fails, alone."""
@@ -105,10 +135,16 @@ class Executor:
         for group in groups.values():
             answers = self._batch(requests, group) if len(group) > 1 else None
             if answers is None:
-                answers = [self._alone(position, requests[position], feeds) for position, feeds in group]
+                answers = [self._guarded(position, requests[position], feeds) for position, feeds in group]
             for (position, _), answer in zip(group, answers, strict=True):
                 responses[position] = answer
         return responses
+
+    def _guarded(self, position: int, request: Any, feeds: Feeds) -> Any:
+        try:
+            return self._answer_read(position, request, feeds)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._failure(error)
 
     def _read(self, request: Any) -> Feeds:
         """The request's inputs as the engine takes them.
@@ -123,16 +159,19 @@ class Executor:
             name = tensor.name()
             feeds[name] = self._readers[name](tensor)
         if len(feeds) < len(self._inputs):
-            missing = ", ".join(name for name in self._inputs if name not in feeds)
-            raise RequestError(f"input {missing} is missing", "the model needs every input", "Send it with the request")
+            raise self._missing(feeds)
         return feeds
 
-    def _answer(self, position: int, request: Any, feeds: Feeds) -> Any:
+    def _missing(self, feeds: Feeds) -> RequestError:
+        missing = ", ".join(name for name in self._inputs if name not in feeds)
+        return RequestError(f"input {missing} is missing", "the model needs every input", "Send it with the request")
+
+    def _answer_read(self, position: int, request: Any, feeds: Feeds) -> Any:
         wanted = self._wanted(request)
         targets = self._targets(position, feeds, wanted)
         arrays = self._run(feeds, wanted, targets)
-        self._count_batch(_rows(feeds) if self._plan.max_batch_size else 1)
-        return self._pb_utils.InferenceResponse(
+        self._batch_sizes[self._rows(feeds)] += 1
+        return self._response(
             [
                 self._slots.tensor(position, name, array)
                 if array.nbytes >= LARGE_BYTES and name in self._large.names
@@ -154,7 +193,7 @@ class Executor:
 
     def _batch(self, requests: Sequence[Any], group: Sequence[tuple[int, Feeds]]) -> list[Any] | None:
         """The responses of a group run as one batch, or None if the batch fails and the culprit must be found."""
-        sizes = [_rows(feeds) for _, feeds in group]
+        sizes = [self._rows(feeds) for _, feeds in group]
         total = sum(sizes)
         wanted = [self._wanted(requests[position]) for position, _ in group]
         names = [name for name in self._outputs if any(name in some for some in wanted)]
@@ -165,10 +204,10 @@ class Executor:
             return None
         if any(array.shape[:1] != (total,) for array in arrays.values()):
             return None
-        self._count_batch(total)
+        self._batch_sizes[total] += 1
         ends = np.cumsum(sizes).tolist()
         return [
-            self._pb_utils.InferenceResponse([self._writers[name](arrays[name][end - size : end]) for name in some])
+            self._response([self._writers[name](arrays[name][end - size : end]) for name in some])
             for some, size, end in zip(wanted, sizes, ends, strict=True)
         ]
 
@@ -183,6 +222,10 @@ class Executor:
                 self._buffers.clear()  # ragged inputs: do not keep a buffer for every shape ever seen
             buffer = self._buffers[key] = np.empty((max(total, self._plan.max_batch_size), *key[1]), arrays[0].dtype)
         return np.concatenate(arrays, out=buffer[:total])
+
+    def _rows(self, feeds: Feeds) -> int:
+        """The batch size of a request: the first dimension of any of its inputs."""
+        return int(feeds[self._first_input].shape[0]) if self._batched else 1
 
     def _wanted(self, request: Any) -> Sequence[str]:
         """Outputs to compute: those the client asked for, which Triton has checked against the config."""
@@ -204,9 +247,9 @@ class Executor:
         if not isinstance(error, UnifiedError):
             logger.error("request failed unexpectedly", exc_info=error)
             error = EngineError("inference failed", f"{type(error).__name__}: {error}", "The server's log has more")
-        self._count_error(error.triton_code)
+        self._errors[error.triton_code] += 1
         code = getattr(self._pb_utils.TritonError, error.triton_code)
-        return self._pb_utils.InferenceResponse(error=self._pb_utils.TritonError(str(error), code))
+        return self._response(error=self._pb_utils.TritonError(str(error), code))
 
 
 class _CancelledError(RequestError):
@@ -244,10 +287,3 @@ class _Large:
                 source, axis = self._sources[size]
                 sizes.append(feeds[source].shape[axis])
         return tuple(sizes)
-
-
-def _rows(feeds: Feeds) -> int:
-    """The batch size of a request: the first dimension of any of its inputs."""
-    for array in feeds.values():
-        return int(array.shape[0])
-    return 0

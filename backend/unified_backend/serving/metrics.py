@@ -29,15 +29,20 @@ _Label = tuple[tuple[str, str], ...]
 
 
 class ServerMetrics:
-    """The metrics of one model instance; does nothing on a server that has metrics switched off."""
+    """The metrics of one model instance; does nothing on a server that has metrics switched off.
+
+    Attributes:
+        batch_sizes: runs of the engine by batch size, counted by the executor.
+        errors: requests answered with an error, by Triton error code, likewise.
+    """
 
     def __init__(self, pb_utils: Any, model: str, version: str) -> None:
         self._own = {"model": model, "version": version}
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, _Label], Any] = {}
-        self._batch_sizes: Counter[int] = Counter()
-        self._errors: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self.batch_sizes: Counter[int] = Counter()
+        self.errors: Counter[str] = Counter()
+        self._sent: dict[str, Counter[Any]] = {"batch_sizes": Counter(), "errors": Counter()}
         self._wake = threading.Event()
         self._stopped = False
         try:
@@ -63,14 +68,6 @@ class ServerMetrics:
             self._metric("unified_cache_lookups_total", kind=kind, result="hit" if hit else "miss").increment(1)
         self._metric("unified_engine_info", engine=engine).set(1)
 
-    def executed(self, batch_size: int) -> None:
-        """Count one run of the engine."""
-        self._batch_sizes[batch_size] += 1
-
-    def failed(self, code: str) -> None:
-        """Count one request answered with an error."""
-        self._errors[code] += 1
-
     def close(self) -> None:
         """Hand over what is left and stop."""
         self._stopped = True
@@ -88,9 +85,7 @@ class ServerMetrics:
             self._flush()
 
     def _flush(self) -> None:
-        with self._lock:
-            sizes, self._batch_sizes = self._batch_sizes, Counter()
-            errors, self._errors = self._errors, Counter()
+        sizes, errors = self._news("batch_sizes"), self._news("errors")
         for code, count in errors.items():
             self._metric("unified_request_errors_total", code=code).increment(count)
         if not sizes:
@@ -101,6 +96,13 @@ class ServerMetrics:
             self._metric("unified_batch_size_bucket", le=label).increment(below)
         self._metric("unified_batch_size_sum").increment(sum(size * count for size, count in sizes.items()))
         self._metric("unified_batch_size_count").increment(sizes.total())
+
+    def _news(self, name: str) -> Counter[Any]:
+        """What was counted since the last flush. The executor counts on meanwhile: a copy is compared with a copy."""
+        now = Counter(getattr(self, name))
+        news = now - self._sent[name]
+        self._sent[name] = now
+        return news
 
     def _metric(self, family: str, **labels: str) -> Any:
         key = (family, tuple(labels.items()))
