@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import tritonclient.http as httpclient
+from tritonclient.utils import InferenceServerException
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
 from unified_backend.server.preflight import free_ports
@@ -22,6 +26,8 @@ from unified_backend.server.run import RunningServer, start
 
 LOCAL = "127.0.0.1"
 SHM = Path("/dev/shm")
+UNIFIED = 'backend: "unified"\n'
+_REFUSED_WITHIN = 60.0  # seconds; a second or less on a machine that does nothing else
 
 # A model that needs nothing of ours: what is tested is the server.
 DOUBLING_CONFIG = """
@@ -56,9 +62,50 @@ class Triton:
         """Write a model directory (`files` are relative to it, such as `1/model.onnx`) and return it."""
         return add_model(self.repository, name, files, config)
 
-    def load(self, name: str) -> None:
-        """Load or reload a model; raises tritonclient's InferenceServerException with the server's reason."""
-        self.client.load_model(name)
+    def load(
+        self, name: str, config: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load or reload a model; raises tritonclient's InferenceServerException with the server's reason.
+
+        Args:
+            config: in place of the one in the repository.
+            files: path inside the model directory -> content, in place of the repository's directory.
+        """
+        override = None if config is None else json.dumps(config)
+        content = {f"file:{path}": data for path, data in (files or {}).items()}
+        self.client.load_model(name, config=override, files=content or None)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The completed config of a model that is loaded."""
+        config: dict[str, Any] = self.client.get_model_config(name)
+        return config
+
+    @contextmanager
+    def serving(self, name: str, files: Mapping[str, bytes | Path], config: str | None = UNIFIED) -> Iterator[str]:
+        """A model that is loaded inside the `with`; yields its name, which begins with `name` and is nobody else's."""
+        name = self._added(name, files, config)
+        self.load(name)
+        try:
+            yield name
+        finally:
+            self.client.unload_model(name)
+
+    def refusal(self, name: str, files: Mapping[str, bytes | Path], config: str | None = UNIFIED) -> str:
+        """Why a model does not load; fails if it does, takes long, or the reason does not name model and version."""
+        name = self._added(name, files, config)
+        began = time.monotonic()
+        with pytest.raises(InferenceServerException) as refused:
+            self.load(name)
+        assert time.monotonic() - began < _REFUSED_WITHIN
+        message = str(refused.value)
+        assert f"TritonModelException: {name}/1: " in message, message
+        return message
+
+    def _added(self, name: str, files: Mapping[str, bytes | Path], config: str | None) -> str:
+        stem, dot, suffix = name.partition(".")
+        name = f"{stem}_{next(_NUMBERS)}{dot}{suffix}"
+        self.add_model(name, files, config)
+        return name
 
     def unload(self, name: str) -> None:
         """Unload a model and wait until it is gone."""
@@ -79,6 +126,7 @@ class Triton:
 
 
 LIVE: list[Triton] = []
+_NUMBERS = itertools.count(1)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import hashlib
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from unified_backend import hosts
 from unified_backend.engines import Canonical, Threads
-from unified_backend.errors import ConfigError, EngineError, RequestError, SourceError
+from unified_backend.errors import CacheError, ConfigError, EngineError, RequestError, SourceError
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 _MODEL, _WEIGHTS = "model.onnx", "weights.bin"
+# What ONNX Runtime says of a full disk, about the weights and about the graph.
+_NOT_WRITTEN = ("Failed to write", "serialization failed")
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -76,7 +79,16 @@ class OnnxRuntime:
         options.optimized_model_filepath = str(folder / _MODEL)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        _open(canonical.label, canonical.path, options)
+        try:
+            _open(canonical.label, canonical.path, options)
+        except SourceError as error:
+            if any(words in error.why for words in _NOT_WRITTEN):
+                raise CacheError(
+                    f"{canonical.label}: the engine could not be written to {folder}",
+                    error.why,
+                    "Free space there, or choose another folder with TRITON_UNIFIED_CACHE",
+                ) from None
+            raise
         return {}
 
     def load(self, canonical: Canonical, folder: Path, settings: Settings, threads: Threads) -> OnnxRuntimeRunner:
@@ -219,10 +231,23 @@ def _session_options(settings: Settings, threads: Threads) -> onnxruntime.Sessio
     options.enable_mem_pattern = settings.enable_mem_pattern
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[settings.graph_optimization])
     for library in settings.custom_op_library:
-        options.register_custom_ops_library(library)
+        with _refused("custom_op_library", library):
+            options.register_custom_ops_library(library)
     for name, value in settings.session_options:
-        options.add_session_config_entry(name, value)
+        with _refused(name, value):
+            options.add_session_config_entry(name, value)
     return options
+
+
+@contextmanager
+def _refused(parameter: str, value: str) -> Iterator[None]:
+    """Turn what ONNX Runtime says to a parameter's value into an error that names both."""
+    try:
+        yield
+    except _exceptions() as error:
+        raise ConfigError(
+            f'parameter "{parameter}" is "{value}"', _reason(error), "Correct it in config.pbtxt, or leave it out"
+        ) from None
 
 
 def _open(label: str, path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
