@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import onnxruntime_extensions
 import pytest
 from unified_backend.pbtxt import read_pbtxt
 
@@ -87,3 +88,30 @@ def test_nothing_to_load_is_refused(tmp_path, model, arguments):
     done = check(tmp_path, tmp_path / arguments[0], *arguments[1:])
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
+
+
+UPPER = """<ir_version: 9, opset_import: ["": 17, "ai.onnx.contrib": 1]>
+g (string[N,1] x) => (string[N,1] y) { y = ai.onnx.contrib.StringUpper(x) }"""
+
+
+def with_library(path: str) -> str:
+    return f'backend: "unified" parameters {{ key: "custom_op_library" value {{ string_value: "{path}" }} }}'
+
+
+def test_custom_operators_come_from_the_library_that_is_named(tmp_path, model):
+    onnx.save_model(onnx.parser.parse_model(UPPER), model / "1" / "net")
+    refused = check(tmp_path, model)
+    assert refused.returncode == 1
+    assert "StringUpper" in refused.stderr
+    assert '"custom_op_library"' in refused.stderr
+    (model / "config.pbtxt").write_text(with_library(onnxruntime_extensions.get_library_path()))
+    assert check(tmp_path, model).returncode == 0
+    assert "engine hit" in check(tmp_path, model).stdout
+
+
+@pytest.mark.parametrize("library", ["/nowhere/ops.so", "/etc/hostname"])
+def test_a_library_that_cannot_be_used_is_named(tmp_path, model, library):
+    (model / "config.pbtxt").write_text(with_library(library))
+    done = check(tmp_path, model)
+    assert done.returncode == 1
+    assert library in done.stderr
