@@ -8,19 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from helpers import Triton, triton_type, wait_until
 from tritonclient.utils import InferenceServerException, shared_memory, triton_to_np_dtype
 
-__all__ = ["BF16", "TRANSPORTS", "answered_together", "at_once", "over_grpc", "over_http", "over_shared_memory"]
+__all__ = ["TRANSPORTS", "Ask", "answered_together", "at_once", "over_grpc", "over_http", "over_shared_memory"]
 
 Arrays = Mapping[str, np.ndarray]
+Ask = Callable[..., dict[str, np.ndarray]]
 
-# tritonclient takes and gives bfloat16 as float32, which has the same upper bits; here it is ml_dtypes' type.
-BF16 = np.dtype(ml_dtypes.bfloat16)
 _OUTPUT_BYTES = 16 << 20  # of each output's shared memory; pages that nobody writes take nothing
 
 
@@ -31,7 +29,7 @@ def over_http(
     asked = None if outputs is None else [httpclient.InferRequestedOutput(name) for name in outputs]
     result = triton.client.infer(model, _inputs(httpclient, inputs), outputs=asked)
     rows = result.get_response().get("outputs", [])
-    return {row["name"]: _given(row["datatype"], result.as_numpy(row["name"])) for row in rows}
+    return {row["name"]: result.as_numpy(row["name"]) for row in rows}
 
 
 def over_grpc(
@@ -60,7 +58,7 @@ def over_shared_memory(triton: Triton, model: str, inputs: Arrays) -> dict[str, 
         return {row["name"]: _copied(handles[row["name"]], row) for row in rows}
 
 
-TRANSPORTS: dict[str, Callable[[Triton, str, Arrays], dict[str, np.ndarray]]] = {
+TRANSPORTS: dict[str, Ask] = {
     "http": over_http,
     "grpc": over_grpc,
     "shared memory": over_shared_memory,
@@ -68,32 +66,38 @@ TRANSPORTS: dict[str, Callable[[Triton, str, Arrays], dict[str, np.ndarray]]] = 
 
 
 def at_once(
-    triton: Triton, model: str, requests: Sequence[Arrays], outputs: Sequence[str] | None = None
+    triton: Triton, model: str, requests: Sequence[Arrays], wanted: Sequence[Sequence[str] | None] | None = None
 ) -> list[dict[str, np.ndarray] | InferenceServerException]:
-    """What each request was answered, error or arrays; all are sent before the first answer is waited for."""
+    """What each request was answered, error or arrays; all are sent before the first answer is waited for.
+
+    Args:
+        wanted: for each request the outputs it asks for, None for all of them.
+    """
     with grpcclient.InferenceServerClient(triton.grpc_url) as client:
         prepared = [_inputs(grpcclient, inputs) for inputs in requests]
         calls = [_Call() for _ in requests]
         under_way = [
-            client.async_infer(model, tensors, call, outputs=_asked(outputs))
-            for tensors, call in zip(prepared, calls, strict=True)
+            client.async_infer(model, tensors, call, outputs=_asked(names))
+            for tensors, call, names in zip(prepared, calls, wanted or [None] * len(calls), strict=True)
         ]
         assert len(under_way) == len(calls)
         return [call.answer() for call in calls]
 
 
 def answered_together(
-    triton: Triton, model: str, requests: Sequence[Arrays], samples: int | None = None
+    triton: Triton,
+    model: str,
+    requests: Sequence[Arrays],
+    wanted: Sequence[Sequence[str] | None] | None = None,
 ) -> list[dict[str, np.ndarray] | InferenceServerException]:
     """`at_once`; AssertionError unless the dynamic batcher put several requests into one execution.
 
     Args:
-        samples: how many of the requests' samples are answered without an error; None is all of them.
+        wanted: for each request the outputs it asks for, None for all of them.
     """
-    if samples is None:
-        samples = sum(len(next(iter(inputs.values()))) for inputs in requests)
+    samples = sum(len(next(iter(inputs.values()))) for inputs in requests)
     before = _executions(triton, model)
-    answers = at_once(triton, model, requests)
+    answers = at_once(triton, model, requests, wanted)
     # Triton counts a request after it has sent the answer.
     wait_until(lambda: _executions(triton, model)[0] - before[0] >= samples, 10, f"{model} to count its requests")
     after = _executions(triton, model)
@@ -132,24 +136,15 @@ def _asked(outputs: Sequence[str] | None) -> list[Any] | None:
 def _inputs(client: Any, inputs: Arrays) -> list[Any]:
     tensors = []
     for name, array in inputs.items():
-        bfloat16 = array.dtype == BF16
-        tensor = client.InferInput(name, list(array.shape), "BF16" if bfloat16 else triton_type(array))
-        tensor.set_data_from_numpy(
-            (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if bfloat16 else array
-        )
+        tensor = client.InferInput(name, list(array.shape), triton_type(array))
+        tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     return tensors
 
 
 def _arrays(result: Any) -> dict[str, np.ndarray]:
     outputs = result.get_response().outputs
-    return {output.name: _given(output.datatype, result.as_numpy(output.name)) for output in outputs}
-
-
-def _given(datatype: str, array: np.ndarray) -> np.ndarray:
-    if datatype != "BF16":
-        return array
-    return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(BF16)
+    return {output.name: result.as_numpy(output.name) for output in outputs}
 
 
 def _region(triton: Triton, size: int, cleanup: ExitStack) -> tuple[str, Any]:
