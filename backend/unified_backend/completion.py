@@ -156,7 +156,10 @@ def _tensors(
         spec = specs[tensor["name"]]
         row = dict(tensor)
         row["data_type"] = _dtype(label, side, tensor, spec)
-        row["dims"], reshape = _dims(label, side, tensor, _own_dims(spec, batching, batched))
+        own = _own_dims(spec, batching, batched)
+        if spec.shape is None and spec.name not in batching.ranks:
+            own = _model_dims(tensor) or own  # only the user knows
+        row["dims"], reshape = _dims(label, side, tensor, own)
         if reshape is not None:
             row["reshape"] = {"shape": reshape}
         completed.append(row)
@@ -166,15 +169,19 @@ def _tensors(
             if spec.name not in names:
                 dims = _own_dims(spec, batching, batched)
                 row = {"name": spec.name, "data_type": f"TYPE_{spec.dtype}", "dims": dims}
-                # Triton has no empty dims: a scalar is served as one element and reshaped.
+                # Triton has no empty dims: one value a sample is served as [1] and reshaped.
                 completed.append(row if dims else {**row, "dims": [1], "reshape": {"shape": []}})
     return completed
 
 
 def _own_dims(spec: TensorSpec, batching: Batching, batched: bool) -> list[int]:
-    """The dims that the model itself gives a tensor, without the batch dimension where there is one."""
-    shape = spec.dims if spec.shape else [-1] * batching.ranks.get(spec.name, len(spec.shape or ()))
-    return shape[1:] if batched else shape
+    """The dims that the model itself gives a tensor, without the batch dimension where there is one.
+
+    Without a batch a scalar has the dims [1], because Triton takes neither empty dims there nor an empty reshape. A
+    tensor whose rank neither the model nor a run tells has [-1].
+    """
+    shape = spec.dims if spec.shape else [-1] * batching.ranks.get(spec.name, 1 if spec.shape is None else 0)
+    return shape[1:] if batched else shape or [1]
 
 
 def _dtype(label: str, side: str, tensor: Mapping[str, Any], spec: TensorSpec) -> str:

@@ -16,7 +16,7 @@ from unified_backend.cache import Cache, Key
 from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Canonical, Engine, Runner, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner, library_digests, open_reference
-from unified_backend.errors import EngineError, SourceError
+from unified_backend.errors import ConfigError, EngineError, SourceError
 from unified_backend.formats import Source, find_source
 from unified_backend.graph.normalise import normalise
 from unified_backend.samples import FixedDims
@@ -102,8 +102,9 @@ def describe(
 
     Raises:
         SourceError: no model, several, or one that cannot be read.
-        ConfigError: the config contradicts the model, or a parameter is wrong.
+        ConfigError: the config contradicts the model, a parameter is wrong, or the cache lies in the repository.
     """
+    _refuse_cache_inside(folder.parents[1], cache)
     report = Report()
     settings = read_settings(label, _parameters(config), tuple(ENGINES))
     with report.phase("detect"):
@@ -218,6 +219,16 @@ def _versions() -> dict[str, str]:
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+
+
+def _refuse_cache_inside(repository: Path, cache: Cache) -> None:
+    """A folder in the repository is taken for a model, and in poll mode each write to it reloads models for ever."""
+    if cache.root.resolve().is_relative_to(repository.resolve()):
+        raise ConfigError(
+            f"the cache {cache.root} lies in the model repository",
+            "Triton would take it for a model, or reload for ever in poll mode",
+            "Set TRITON_UNIFIED_CACHE to a folder elsewhere",
+        )
 
 
 def _chosen_filename(config: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ def check(tmp_path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    folder = tmp_path / "relu.unified"
+    folder = tmp_path / "models" / "relu.unified"
     (folder / "1").mkdir(parents=True)
     onnx.save_model(onnx.parser.parse_model(RELU), folder / "1" / "net")
     return folder
@@ -84,8 +84,8 @@ def test_a_version_is_chosen_or_the_highest(tmp_path, model):
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["relu.unified", "--version", "7"], ["empty.unified"]])
 def test_nothing_to_load_is_refused(tmp_path, model, arguments):
-    (tmp_path / "empty.unified").mkdir()
-    done = check(tmp_path, tmp_path / arguments[0], *arguments[1:])
+    (model.parent / "empty.unified").mkdir()
+    done = check(tmp_path, model.parent / arguments[0], *arguments[1:])
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
 
@@ -115,3 +115,11 @@ def test_a_library_that_cannot_be_used_is_named(tmp_path, model, library):
     done = check(tmp_path, model)
     assert done.returncode == 1
     assert library in done.stderr
+
+
+def test_a_cache_in_the_repository_is_refused(tmp_path, model):
+    (tmp_path / "cache").symlink_to(model.parent / ".cache")
+    done = check(tmp_path, model)
+    assert done.returncode == 1
+    assert "lies in the model repository" in done.stderr
+    assert not (model.parent / ".cache").exists()

@@ -17,6 +17,7 @@ import numpy as np
 from unified_backend import hosts
 from unified_backend.engines import Canonical, Threads
 from unified_backend.errors import CacheError, ConfigError, EngineError, RequestError, SourceError
+from unified_backend.formats.onnx import read_model
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
@@ -186,7 +187,8 @@ def open_reference(label: str, path: Path, settings: Settings) -> tuple[OnnxRunt
     options = _session_options(settings, Threads(intra_op=hosts.cores()))
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _open(label, path, options)
-    inputs = tuple(_spec(label, argument) for argument in session.get_inputs())
+    rankless = _of_unknown_rank(path, [*session.get_inputs(), *session.get_outputs()])
+    inputs = tuple(_spec(label, argument, rankless) for argument in session.get_inputs())
     served = [argument for argument in session.get_outputs() if data_type(argument.type)]
     notes = [
         f"output {argument.name} is left out: Triton has no type for {argument.type}"
@@ -199,7 +201,7 @@ def open_reference(label: str, path: Path, settings: Settings) -> tuple[OnnxRunt
             "; ".join(notes) or "the graph has none",
             "Export the model with tensor outputs (scikit-learn converters: zipmap=False)",
         )
-    return OnnxRuntimeRunner(session, Signature(inputs, tuple(_spec(label, one) for one in served))), notes
+    return OnnxRuntimeRunner(session, Signature(inputs, tuple(_spec(label, one, rankless) for one in served))), notes
 
 
 def library_digests(settings: Settings) -> list[str]:
@@ -275,7 +277,17 @@ def _advice(reason: str) -> str:
     return "Check the file with onnx.checker.check_model, and export it again"
 
 
-def _spec(label: str, argument: onnxruntime.NodeArg) -> TensorSpec:
+def _of_unknown_rank(path: Path, arguments: Sequence[onnxruntime.NodeArg]) -> set[str]:
+    """Names of those whose rank the model leaves open; ONNX Runtime shows them with the empty shape of a scalar."""
+    shapeless = {argument.name for argument in arguments if not argument.shape}
+    if not shapeless:
+        return set()
+    graph = read_model(path).graph
+    declared = {value.name for value in (*graph.input, *graph.output) if value.type.tensor_type.HasField("shape")}
+    return shapeless - declared
+
+
+def _spec(label: str, argument: onnxruntime.NodeArg, rankless: set[str]) -> TensorSpec:
     row = data_type(argument.type)
     if row is None:
         raise SourceError(
@@ -283,7 +295,7 @@ def _spec(label: str, argument: onnxruntime.NodeArg) -> TensorSpec:
             f"Triton has no type for {argument.type}",
             "Export the model with tensor inputs of a type that Triton has",
         )
-    return TensorSpec(argument.name, row.triton, tuple(argument.shape))
+    return TensorSpec(argument.name, row.triton, None if argument.name in rankless else tuple(argument.shape))
 
 
 def bfloat16_value(bits: Array) -> onnxruntime.OrtValue:

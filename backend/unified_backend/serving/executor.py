@@ -77,7 +77,10 @@ class Executor:
         self._batched = plan.max_batch_size > 0
         self._only_output = plan.outputs if len(plan.outputs) == 1 else None
         self._tensor, self._response = pb_utils.Tensor, pb_utils.InferenceResponse
-        plain = not any(spec.dtype in ("STRING", "BF16") for spec in (*self._inputs.values(), *self._outputs.values()))
+        plain = all(
+            spec.shape and spec.dtype not in ("STRING", "BF16")
+            for spec in (*self._inputs.values(), *self._outputs.values())
+        )
         self._answer = self._answer_small if plain and not plan.slow else self._answer_any
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

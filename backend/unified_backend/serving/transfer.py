@@ -14,7 +14,21 @@ __all__ = ["reader", "writer"]
 
 
 def reader(spec: TensorSpec) -> Callable[[Any], Array]:
-    """A function from a `pb_utils.Tensor` to the array the engine takes."""
+    """A function from a `pb_utils.Tensor` to the array the engine takes.
+
+    Triton has no scalars: one travels as a tensor of shape [1].
+    """
+    read = _reader(spec)
+    return _scalar(read) if spec.shape == () else read
+
+
+def writer(pb_utils: Any, spec: TensorSpec) -> Callable[[Array], Any]:
+    """A function from the array the engine gave to a `pb_utils.Tensor`; a scalar becomes one of shape [1]."""
+    write = _writer(pb_utils, spec)
+    return write if spec.shape else lambda array: write(array.reshape(array.shape or (1,)))
+
+
+def _reader(spec: TensorSpec) -> Callable[[Any], Array]:
     if spec.dtype == "STRING":
         return lambda tensor: _decoded(spec.name, tensor.as_numpy())
     if spec.dtype == "BF16":
@@ -22,8 +36,11 @@ def reader(spec: TensorSpec) -> Callable[[Any], Array]:
     return lambda tensor: tensor.as_numpy()
 
 
-def writer(pb_utils: Any, spec: TensorSpec) -> Callable[[Array], Any]:
-    """A function from the array the engine gave to a `pb_utils.Tensor`."""
+def _scalar(read: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    return lambda tensor: read(tensor).reshape(())
+
+
+def _writer(pb_utils: Any, spec: TensorSpec) -> Callable[[Array], Any]:
     name = spec.name
     if spec.dtype == "STRING":
         return lambda array: pb_utils.Tensor(name, _encoded(array))
