@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ from unified_backend.server.run import RunningServer, start
 LOCAL = "127.0.0.1"
 SHM = Path("/dev/shm")
 UNIFIED = 'backend: "unified"\n'
+_METRIC = re.compile(r"(\w+)\{(.*)\} (\S+)")
+_LABEL = re.compile(r'(\w+)="(.*?)"')
 _REFUSED_WITHIN = 60.0  # seconds; a second or less on a machine that does nothing else
 
 # A model that needs nothing of ours: what is tested is the server.
@@ -119,6 +123,21 @@ class Triton:
     def infer(self, model: str, inputs: Mapping[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
         """Output name -> array."""
         return infer(self.client, model, inputs, **options)
+
+    def metrics(self, model: str) -> dict[tuple[str, ...], float]:
+        """What the metrics endpoint says of a model: (family, `label=value`, ...) -> value.
+
+        Labels are sorted; `model` and `version` are left out.
+        """
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        found = {}
+        for family, labels, value in (match.groups() for match in map(_METRIC.fullmatch, lines) if match):
+            pairs = dict(_LABEL.findall(labels))
+            pairs.pop("version", None)
+            if pairs.pop("model", None) == model:
+                found[family, *(f"{label}={pairs[label]}" for label in sorted(pairs))] = float(value)
+        return found
 
     def log_text(self) -> str:
         """All that the server and its stubs have printed."""
