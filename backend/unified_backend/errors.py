@@ -11,7 +11,20 @@ __all__ = [
     "ServerError",
     "SourceError",
     "UnifiedError",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    """`text` without lone surrogates.
+
+    Triton's stub runs in the C locale, where Python spells the bytes of a file name that are not ASCII as surrogates.
+    pybind11 cannot cast them: the stub dies, and the load hangs for ever.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
 
 
 class UnifiedError(Exception):
@@ -37,7 +50,7 @@ class UnifiedError(Exception):
         self.do = do.rstrip(". ")
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.why}. {self.do}."
+        return printable(f"{self.what}: {self.why}. {self.do}.")
 
 
 class SourceError(UnifiedError):

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import Any
 
+from unified_backend.errors import printable
+
 __all__ = ["to_standard_error", "to_triton"]
 
 _ROOT = "unified_backend"
@@ -19,7 +21,7 @@ class _TritonHandler(logging.Handler):
         self._triton = triton_logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = printable(self.format(record))
         if record.levelno >= logging.ERROR:
             self._triton.log_error(line)
         elif record.levelno >= logging.WARNING:

@@ -22,7 +22,7 @@ def read_pbtxt(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        message = text_format.Parse(path.read_text(), _message())
+        message = text_format.Parse(path.read_text("utf-8"), _message())
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name} does not parse", str(error), "Correct it there") from None
     config: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)

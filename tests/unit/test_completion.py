@@ -97,10 +97,18 @@ def test_reshape_is_what_the_client_sees():
     assert completed({"input": [tensor]})["input"] == [{**tensor, "data_type": "TYPE_FP32"}]
 
 
-def test_a_scalar_is_one_element_reshaped():
+def test_a_scalar_is_one_element_without_the_reshape_that_triton_refuses_there():
     scalars = Signature((TensorSpec("x", "FP32", ()),), (TensorSpec("y", "FP32", ()),))
     config = completed({}, scalars, Batching(Verdict.IMPOSSIBLE, "scalar", None, {"y": 0}))
-    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}]
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [1]}]
+    assert completed(config, scalars, Batching(Verdict.IMPOSSIBLE, "scalar", None, {"y": 0})) == config
+
+
+def test_dims_of_a_tensor_of_unknown_rank_are_the_users():
+    open_rank = Signature((TensorSpec("x", "FP32", None),), (TensorSpec("y", "FP32", None),))
+    unknown = Batching(Verdict.IMPOSSIBLE, "no known rank")
+    assert completed({}, open_rank, unknown)["input"][0]["dims"] == [-1]
+    assert completed({"input": [{"name": "x", "dims": [2, 3]}]}, open_rank, unknown)["input"][0]["dims"] == [2, 3]
 
 
 def test_a_vector_of_scalars_is_batched():

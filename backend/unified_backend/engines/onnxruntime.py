@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class OnnxRuntime:
         1.31.1 crashes while it writes those of some models.
         """
         options = _session_options(settings, Threads(intra_op=1))
-        options.optimized_model_filepath = str(folder / _MODEL)
+        options.optimized_model_filepath = _utf8(folder / _MODEL)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         try:
@@ -187,6 +188,7 @@ def open_reference(label: str, path: Path, settings: Settings) -> tuple[OnnxRunt
     options = _session_options(settings, Threads(intra_op=hosts.cores()))
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _open(label, path, options)
+    _refuse_strings_beside_bfloat16(label, session)
     rankless = _of_unknown_rank(path, [*session.get_inputs(), *session.get_outputs()])
     inputs = tuple(_spec(label, argument, rankless) for argument in session.get_inputs())
     served = [argument for argument in session.get_outputs() if data_type(argument.type)]
@@ -256,12 +258,17 @@ def _open(label: str, path: Path, options: onnxruntime.SessionOptions) -> onnxru
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
+        return onnxruntime.InferenceSession(_utf8(path), options, providers=_PROVIDERS)
     except _exceptions() as error:
         reason = _reason(error)
         raise SourceError(
             f"{label}: ONNX Runtime {onnxruntime.__version__} refuses the model", reason, _advice(reason)
         ) from None
+
+
+def _utf8(path: Path) -> str:
+    """The path as ONNX Runtime takes it, whatever the locale: in Triton's stub Python spells `ä` as two surrogates."""
+    return os.fsencode(path).decode()
 
 
 def _advice(reason: str) -> str:
@@ -275,6 +282,17 @@ def _advice(reason: str) -> str:
     if "opset" in lowered or "unsupported model ir" in lowered:
         return "Export with an older opset, or install a newer onnxruntime"
     return "Check the file with onnx.checker.check_model, and export it again"
+
+
+def _refuse_strings_beside_bfloat16(label: str, session: onnxruntime.InferenceSession) -> None:
+    tensors = {argument.type for argument in (*session.get_inputs(), *session.get_outputs())}
+    strings = [argument.name for argument in session.get_inputs() if argument.type == "tensor(string)"]
+    if strings and "tensor(bfloat16)" in tensors:
+        raise SourceError(
+            f"{label}: input {strings[0]} cannot be served",
+            "ONNX Runtime's Python interface does not take strings together with bfloat16 tensors",
+            "Export the model with float32 or float16 inputs and outputs",
+        )
 
 
 def _of_unknown_rank(path: Path, arguments: Sequence[onnxruntime.NodeArg]) -> set[str]:

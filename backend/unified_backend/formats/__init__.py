@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -75,7 +76,7 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
         raise SourceError(
             f"{label}: no version folder", f"{folder} is not a folder", "Make it and put the model file inside"
         )
-    start = folder / (chosen or "")
+    start = folder / _file_name(chosen or "")
     if not start.exists() or ".." in Path(chosen or "").parts:
         raise SourceError(
             f'{label}: source "{chosen}" not found',
@@ -112,7 +113,7 @@ def _companion(path: Path, name: str) -> Path:
             f'the location is "{name}"',
             "Save the model again with its data beside it",
         )
-    companion = path.parent / name
+    companion = path.parent / _file_name(name)
     if not companion.is_file():
         raise SourceError(
             f"{path.name} lacks its external data",
@@ -120,6 +121,11 @@ def _companion(path: Path, name: str) -> Path:
             "Copy the data file there",
         )
     return companion
+
+
+def _file_name(name: str) -> str:
+    """A name out of a model or a config as Python spells file names here, where the locale may be C."""
+    return os.fsdecode(name.encode())
 
 
 def _regular_files(folder: Path) -> list[Path]:

@@ -112,7 +112,7 @@ def _version_folder() -> Path:
 def _max_batch_size_given(config: Path) -> bool:
     """Whether the user wrote max_batch_size: in the config that Triton hands over, 0 and nothing look the same."""
     try:
-        return re.search(r"^\s*max_batch_size\s*:", config.read_text(), re.MULTILINE) is not None
+        return re.search(r"^\s*max_batch_size\s*:", config.read_text("utf-8", "replace"), re.MULTILINE) is not None
     except OSError:
         return False
 
