@@ -75,6 +75,12 @@ def test_a_config_that_triton_would_refuse_is_named(tmp_path, model, config, wor
     assert words in done.stderr
 
 
+def test_a_name_with_two_dots_reaches_another_backend(tmp_path, model):
+    done = check(tmp_path, model.rename(model.with_name("relu.v2.unified")))
+    assert done.returncode == 1
+    assert "no other dot" in done.stderr
+
+
 def test_a_version_is_chosen_or_the_highest(tmp_path, model):
     (model / "2").mkdir()
     (model / "2" / "broken").write_bytes(b"")

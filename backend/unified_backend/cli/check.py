@@ -147,12 +147,12 @@ def _config(label: str, model_dir: Path) -> dict[str, Any]:
             "Triton wants the folder's name there",
             f'Write `name: "{model_dir.name}"`, or leave the line out',
         )
-    if "backend" not in config and model_dir.name.endswith(".unified"):
-        config["backend"] = "unified"
+    if "backend" not in config and model_dir.name.partition(".")[2] == "unified":
+        config["backend"] = "unified"  # as Triton's core does with what follows the first dot
     if config.get("backend") not in _BACKENDS:
         raise ConfigError(
             f'{label}: config.pbtxt has backend "{config.get("backend", "")}"',
             "another backend would get this model",
-            'Write `backend: "unified"`, or name the folder NAME.unified',
+            'Write `backend: "unified"`, or name the folder NAME.unified, with no other dot',
         )
     return config

@@ -42,13 +42,20 @@ def check_entries(repository: Path) -> Finding:
 
 
 def check_claimed_names(repository: Path) -> Finding:
-    """Whether a folder `NAME.unified` without a backend line holds a file that Triton gives to another backend."""
-    claimed = []
+    """Whether a folder `NAME.unified` without a backend line reaches this backend: its name and its files decide."""
+    claimed, dotted = [], []
     for folder in sorted(repository.glob("*.unified")):
         config = folder / "config.pbtxt"
         if config.is_file() and "backend" in config.read_text(errors="replace"):
             continue
+        if folder.name.count(".") > 1:
+            dotted.append(folder.name)
         claimed += [file for version in versions(folder) for name in _CLAIMED if (file := version / name).exists()]
+    if dotted:
+        return failed(
+            f"{', '.join(dotted)}: Triton takes all that follows the first dot for the backend's name",
+            'Leave one dot in the name, or write `backend: "unified"` into config.pbtxt',
+        )
     if claimed:
         names = ", ".join(str(file.relative_to(repository)) for file in claimed)
         return warning(
