@@ -15,7 +15,9 @@ from unified_backend import hosts
 from unified_backend.cache import Cache, Key
 from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Canonical, Engine, Runner, Threads
-from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner, library_digests, open_reference
+from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner
+from unified_backend.engines.reference import open_reference
+from unified_backend.engines.sessions import library_digests
 from unified_backend.errors import ConfigError, EngineError, SourceError
 from unified_backend.formats import Source, find_source
 from unified_backend.graph.normalise import normalise
@@ -104,7 +106,7 @@ def describe(
         SourceError: no model, several, or one that cannot be read.
         ConfigError: the config contradicts the model, a parameter is wrong, or the cache lies in the repository.
     """
-    _refuse_cache_inside(folder.parents[1], cache)
+    _refuse_cache_inside(label, folder, cache)
     report = Report()
     settings = read_settings(label, _parameters(config), tuple(ENGINES))
     with report.phase("detect"):
@@ -221,9 +223,14 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
 
 
-def _refuse_cache_inside(repository: Path, cache: Cache) -> None:
-    """A folder in the repository is taken for a model, and in poll mode each write to it reloads models for ever."""
-    if cache.root.resolve().is_relative_to(repository.resolve()):
+def _refuse_cache_inside(label: str, folder: Path, cache: Cache) -> None:
+    """A folder in the repository is taken for a model, and in poll mode each write to it reloads models for ever.
+
+    Files out of a load request or an object store lie in a temporary folder, which has not the model's name: what is
+    beside that one is no repository.
+    """
+    model, repository = folder.parents[:2]
+    if model.name == label.rpartition("/")[0] and cache.root.resolve().is_relative_to(repository.resolve()):
         raise ConfigError(
             f"the cache {cache.root} lies in the model repository",
             "Triton would take it for a model, or reload for ever in poll mode",

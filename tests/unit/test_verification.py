@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 from onnx import TensorProto
-from unified_backend.engines.onnxruntime import open_reference
+from unified_backend.engines.reference import open_reference
 from unified_backend.settings import Settings
 from unified_backend.verification import Batching, Verdict, prove_batching
 

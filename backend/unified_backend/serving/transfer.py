@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from unified_backend.engines.bfloat16 import bfloat16_bits, bfloat16_value
 from unified_backend.errors import RequestError
 from unified_backend.tensors import Array, TensorSpec
 
@@ -73,14 +74,10 @@ def _bfloat16_bits(capsule: Any) -> Array:
     """A bfloat16 DLPack capsule as uint16 of the same bits (a copy)."""
     import onnxruntime
 
-    from unified_backend.engines.onnxruntime import bfloat16_bits
-
     return bfloat16_bits(
         onnxruntime.OrtValue(onnxruntime.capi.onnxruntime_pybind11_state.OrtValue.from_dlpack(capsule))
     )
 
 
 def _bfloat16_capsule(array: Array) -> Any:
-    from unified_backend.engines.onnxruntime import bfloat16_value
-
     return bfloat16_value(array)._ortvalue.to_dlpack()
