@@ -4,7 +4,7 @@
 
 VENV := .venv/bin
 ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?=
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,8 +18,8 @@ demo: setup ## serve every kind of model in a real Triton and ask each a questio
 serve: setup ## serve model_repository (ARGS="--http-port 9000")
 	@$(VENV)/triton-unified serve model_repository $(ARGS)
 
-test: lint ## lint, then unit and server tests (PYTEST_ARGS="-k name")
-	@$(VENV)/python -m pytest $(PYTEST_ARGS)
+test: lint ## lint, then unit and server tests, once for each state of the tree (PYTEST_ARGS="-k name", FORCE=1)
+	@scripts/test.sh $(PYTEST_ARGS)
 
 lint: setup ## ruff, mypy, shellcheck and hadolint
 	@$(VENV)/ruff check .
