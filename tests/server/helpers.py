@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -125,19 +126,20 @@ class Triton:
         return infer(self.client, model, inputs, **options)
 
     def metrics(self, model: str) -> dict[tuple[str, ...], float]:
-        """What the metrics endpoint says of a model: (family, `label=value`, ...) -> value.
+        """What the metrics endpoint says of a model: (family, `label=value`, ...) -> sum over its instances.
 
-        Labels are sorted; `model` and `version` are left out.
+        Labels are sorted; `model`, `version` and `pid` are left out.
         """
         with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
             lines = response.read().decode().splitlines()
-        found = {}
+        found: Counter[tuple[str, ...]] = Counter()
         for family, labels, value in (match.groups() for match in map(_METRIC.fullmatch, lines) if match):
             pairs = dict(_LABEL.findall(labels))
             pairs.pop("version", None)
+            pairs.pop("pid", None)
             if pairs.pop("model", None) == model:
-                found[family, *(f"{label}={pairs[label]}" for label in sorted(pairs))] = float(value)
-        return found
+                found[family, *(f"{label}={pairs[label]}" for label in sorted(pairs))] += float(value)
+        return dict(found)
 
     def log_text(self) -> str:
         """All that the server and its stubs have printed."""
