@@ -151,11 +151,10 @@ def test_truncated_external_data_is_refused(triton: Triton, tmp_path: Path) -> N
     assert "file_length: 100" in message
 
 
-@pytest.mark.parametrize("kind", ["below a file", "nowhere"])
-def test_model_is_served_where_no_cache_can_be_written(tmp_path: Path, kind: str) -> None:
+def test_model_is_served_where_no_cache_can_be_written(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_bytes(b"")
-    cache = {"below a file": blocker / "cache", "nowhere": Path("/proc/triton-unified")}[kind]
+    cache = blocker / "cache"
     add_model(tmp_path / "models", "doubling", {"1/m.onnx": GOOD}, UNIFIED)
     with start_server(tmp_path / "models", {"TRITON_UNIFIED_CACHE": str(cache), "TMPDIR": str(tmp_path)}) as server:
         assert doubles(server.url, shape=(1, 4))
