@@ -130,7 +130,7 @@ WIDTHS = (1, 1000, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 3 << 20)
 OUTPUTS = [None, ["doubled"], ["negative", "largest"], ["largest", "doubled"], ["negative"]]
 
 
-@pytest.mark.parametrize("kind", BATCHINGS)
+@pytest.mark.parametrize("kind", [*BATCHINGS, "auto"])
 def test_large_outputs_of_concurrent_clients_are_never_mixed_up(triton: Triton, kind: str) -> None:
     config = batching(kind) + "max_batch_size: 8\ndynamic_batching { max_queue_delay_microseconds: 5000 }"
     arrays = [floats(1, width, seed=width) for width in WIDTHS] + [floats(3, 1 << 18, seed=1), floats(3, 1000)]

@@ -129,3 +129,14 @@ def test_a_cache_in_the_repository_is_refused(tmp_path, model):
     assert done.returncode == 1
     assert "lies in the model repository" in done.stderr
     assert not (model.parent / ".cache").exists()
+
+
+LARGE = '<ir_version: 9, opset_import: ["":17]> g (float[N,400000] x) => (float[N,400000] y) { y = Neg(x) }'
+
+
+def test_a_model_with_large_outputs_is_rehearsed_too(tmp_path, model):
+    onnx.save_model(onnx.parser.parse_model(LARGE), model / "1" / "net")
+    done = check(tmp_path, model)
+    assert done.returncode == 0
+    assert done.stderr == ""  # where a rehearsal that failed would be told
+    assert "execution: " in done.stdout

@@ -101,9 +101,8 @@ class OnnxRuntimeRunner:
         # The binding under InferenceSession.run, whose own check of the input names takes 2 us of a tiny model's 13.
         self._plain_run = session._sess.run
         self._exceptions = exceptions()
-        self._run_options = None
+        self._run_options = onnxruntime.RunOptions()  # kept: without one, each run makes its own
         if shrink_arena:
-            self._run_options = onnxruntime.RunOptions()
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._bfloat16 = frozenset(
             spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == "BF16"

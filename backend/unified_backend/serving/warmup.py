@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unified_backend.completion import fixed_dims
-from unified_backend.errors import UnifiedError
+from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.loading import Loaded
 from unified_backend.serving.executor import Executor, Plan
 from unified_backend.tensors import Array
@@ -106,6 +106,12 @@ class _Tensor:
     def as_numpy(self) -> Array:
         return self._array
 
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
 
 class _Request:
     """Stands in for `pb_utils.InferenceRequest`."""
@@ -124,10 +130,20 @@ class _Request:
         return False
 
 
+class _TritonError:
+    """Stands in for `pb_utils.TritonError`; a request that fails ends the rehearsal."""
+
+    INVALID_ARG = INTERNAL = CANCELLED = 0
+
+    def __init__(self, message: str, _: int) -> None:
+        raise EngineError("the sample requests failed", message, "The model is served without them")
+
+
 class _PbUtils:
     """Stands in for Triton's module, which exists only inside the stub; `check` rehearses without one."""
 
     Tensor = _Tensor
+    TritonError = _TritonError
 
     @staticmethod
     def InferenceResponse(output_tensors: list[_Tensor]) -> list[_Tensor]:  # noqa: N802 - Triton's name
