@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from google.protobuf import json_format, text_format
 
 from unified_backend.errors import ConfigError
 
-__all__ = ["read_pbtxt", "to_pbtxt"]
+__all__ = ["gives_max_batch_size", "read_pbtxt", "to_pbtxt"]
 
 
 def read_pbtxt(path: Path) -> dict[str, Any]:
@@ -24,9 +25,17 @@ def read_pbtxt(path: Path) -> dict[str, Any]:
     try:
         message = text_format.Parse(path.read_text("utf-8"), _message())
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} does not parse", str(error), "Correct it there") from None
+        raise ConfigError(f"{path.parent.name}/{path.name} does not parse", str(error), "Correct it there") from None
     config: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return config
+
+
+def gives_max_batch_size(config: Path) -> bool:
+    """Whether the user wrote max_batch_size: in the config that Triton hands over, 0 and nothing look the same."""
+    try:
+        return re.search(r"^[^#\n]*\bmax_batch_size\s*:", config.read_text("utf-8", "replace"), re.MULTILINE) is not None
+    except OSError:
+        return False
 
 
 def to_pbtxt(config: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         ),
         "enable_mem_arena": _choice(_SWITCH),
         "enable_mem_pattern": _choice(_SWITCH),
-        "memory.enable_memory_arena_shrinkage": lambda text: text.strip() not in ("", "0", "false"),
+        "memory.enable_memory_arena_shrinkage": _choice({"cpu:0": True, "1": True, "0": False, "": False}),
         "custom_op_library": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
     }
     values: dict[str, Any] = {}

@@ -81,6 +81,15 @@ def test_a_name_with_two_dots_reaches_another_backend(tmp_path, model):
     assert "no other dot" in done.stderr
 
 
+def test_a_written_zero_means_no_batching_as_in_the_server(tmp_path, model):
+    (model / "config.pbtxt").write_text('backend: "unified" max_batch_size: 0')
+    result = json.loads(check(tmp_path, model, "--json").stdout)
+    (tmp_path / "config.pbtxt").write_text(result["config"])
+    config = read_pbtxt(tmp_path / "config.pbtxt")
+    assert config.get("max_batch_size", 0) == 0
+    assert config["input"][0]["dims"] == ["-1", "4"]
+
+
 def test_a_version_is_chosen_or_the_highest(tmp_path, model):
     (model / "2").mkdir()
     (model / "2" / "broken").write_bytes(b"")

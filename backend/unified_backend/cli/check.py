@@ -17,7 +17,7 @@ from rich.table import Table
 from unified_backend import logs
 from unified_backend.errors import ConfigError, Refused, UnifiedError
 from unified_backend.loading import Loaded, describe, load, open_cache
-from unified_backend.pbtxt import read_pbtxt, to_pbtxt
+from unified_backend.pbtxt import gives_max_batch_size, read_pbtxt, to_pbtxt
 from unified_backend.serving.executor import Plan
 from unified_backend.serving.warmup import warm_up
 
@@ -63,7 +63,7 @@ def _result(label: str, folder: Path, config: Mapping[str, Any]) -> dict[str, An
     """Load, warm up, and report as JSON values."""
     began = time.monotonic()
     cache = open_cache()
-    loaded = load(describe(label, folder, config, cache, "max_batch_size" in config), cache)
+    loaded = load(describe(label, folder, config, cache, gives_max_batch_size(folder.parent / "config.pbtxt")), cache)
     with loaded.described.report.phase("warm_up"):
         plan = warm_up(loaded)
     loaded.runner.close()

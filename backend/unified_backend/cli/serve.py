@@ -172,7 +172,10 @@ def _failed(running: RunningServer, models: list[LoadedModel]) -> list[LoadedMod
                 wanted |= {folder.name for folder in model_folders(Path(repository))}
     # A configuration that Triton refuses has no state in its index; a model without a version is not even in it.
     silent = wanted - {model.name for model in models if model.state}
-    reason = "Triton refused its configuration or found no version of it; the line of its log that names it says why"
+    reason = (
+        "Triton refused its configuration, or found no such model or no version of it; "
+        "`triton-unified check` on its folder says why, and so does the line of the log that names it"
+    )
     return failed + [LoadedModel(name, "-", "", reason) for name in sorted(silent)]
 
 

@@ -78,9 +78,10 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
         )
     start = folder / _file_name(chosen or "")
     if not start.exists() or ".." in Path(chosen or "").parts:
+        there = ", ".join(path.relative_to(folder).as_posix() for path in _regular_files(folder)[:_LISTED])
         raise SourceError(
             f'{label}: source "{chosen}" not found',
-            f"the version folder holds {_listing(folder, _regular_files(folder))}",
+            f"the version folder, which the source must be in, holds {there or 'no file'}",
             "Correct the parameter `source` (or default_model_filename) in config.pbtxt",
         )
     candidates = [start] if start.is_file() else _regular_files(start)

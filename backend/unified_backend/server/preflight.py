@@ -26,7 +26,7 @@ __all__ = [
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_./:@%+=,~#-]")
 _LAYOUT = (
-    "A repository holds one folder a model and in it one a version, for example models/detector.unified/1/model.tflite"
+    "A repository holds one folder a model and in it one a version, for example models/detector.unified/1/detector.onnx"
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from unified_backend import logs
 from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.loading import describe, load, open_cache
-from unified_backend.pbtxt import to_pbtxt
+from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.serving.executor import Executor
 from unified_backend.serving.memory import keep_freed_memory
 from unified_backend.serving.metrics import ServerMetrics
@@ -39,7 +38,7 @@ def complete_model_config(auto_complete_model_config: Any) -> Any:
     folder = _version_folder()
     label = f"{config['name']}/{folder.name}"
     try:
-        given = _max_batch_size_given(folder.parent / "config.pbtxt")
+        given = gives_max_batch_size(folder.parent / "config.pbtxt")
         described = describe(label, folder, config, open_cache(), max_batch_size_given=given)
     except UnifiedError as error:
         raise pb_utils.TritonModelException(str(error)) from None
@@ -107,14 +106,6 @@ def _version_folder() -> Path:
     Triton passes no argument that says so; the stub's own first one is `<repository>/<model>/<version>/model.py`.
     """
     return Path(Path("/proc/self/cmdline").read_bytes().split(b"\0")[1].decode()).parent
-
-
-def _max_batch_size_given(config: Path) -> bool:
-    """Whether the user wrote max_batch_size: in the config that Triton hands over, 0 and nothing look the same."""
-    try:
-        return re.search(r"^\s*max_batch_size\s*:", config.read_text("utf-8", "replace"), re.MULTILINE) is not None
-    except OSError:
-        return False
 
 
 def _require_complete(label: str, config: Mapping[str, Any], completed: Mapping[str, Any]) -> None:
