@@ -33,9 +33,10 @@ def read_pbtxt(path: Path) -> dict[str, Any]:
 def gives_max_batch_size(config: Path) -> bool:
     """Whether the user wrote max_batch_size: in the config that Triton hands over, 0 and nothing look the same."""
     try:
-        return re.search(r"^[^#\n]*\bmax_batch_size\s*:", config.read_text("utf-8", "replace"), re.MULTILINE) is not None
+        text = config.read_text("utf-8", "replace")
     except OSError:
         return False
+    return re.search(r"^[^#\n]*\bmax_batch_size\s*:", text, re.MULTILINE) is not None
 
 
 def to_pbtxt(config: Mapping[str, Any]) -> str:
