@@ -35,6 +35,7 @@ _OURS = {
 _PASSED = "unified_backend.serve.arguments"
 # `timeout` and some supervisors signal a process and then its whole group: the same wish, heard twice.
 _ECHO_SECONDS = 1.0
+_INSIST_SECONDS = 2.0
 _LOADING_SECONDS = 10.0
 
 
@@ -101,15 +102,19 @@ def serve(
     stopping = _Stopping()
     with start(find_server(server), repositories, options) as running:
         stopping.forward_to(running)
-        threading.Thread(target=_report, args=(running,), daemon=True).start()
+        threading.Thread(target=_report, args=(running, stopping), daemon=True).start()
         code = running.wait()
     raise typer.Exit(128 - code if code < 0 else code)
 
 
 class _Stopping:
-    """Forwards SIGINT and SIGTERM to the server; a second one, for who cannot wait, ends it at once."""
+    """Forwards SIGINT and SIGTERM to the server; a second one, for who cannot wait, ends it at once.
+
+    While models load Triton has no handler, and about one SIGINT in ten gets lost: it is followed by a SIGTERM.
+    """
 
     def __init__(self) -> None:
+        self.loading = True
         self._running: RunningServer | None = None
         self._first: float | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -125,14 +130,22 @@ class _Stopping:
         if self._first is None:
             self._first = now
             self._running.signal(number)
+            insist = threading.Timer(_INSIST_SECONDS, self._insist)
+            insist.daemon = True
+            insist.start()
         elif now - self._first > _ECHO_SECONDS:
             self._running.kill()
 
+    def _insist(self) -> None:
+        if self.loading and self._running is not None and self._running.running():
+            self._running.signal(signal.SIGTERM)
 
-def _report(running: RunningServer) -> None:
+
+def _report(running: RunningServer, stopping: _Stopping) -> None:
     """Say once that the server is ready, where, and which models are not."""
     options = running.options
     if not options.allows("http"):
+        stopping.loading = False
         return  # without HTTP nobody here can ask it; Triton's log says when gRPC listens
     began = time.monotonic()
     while not running.ready(_LOADING_SECONDS):
@@ -140,6 +153,7 @@ def _report(running: RunningServer) -> None:
             return
         # Triton answers nothing before every model has loaded or failed; a first build can take minutes.
         typer.echo(f"loading: seconds={time.monotonic() - began:.0f}")
+    stopping.loading = False
     try:
         models = running.models()
     except ServerError as error:
@@ -174,7 +188,7 @@ def _failed(running: RunningServer, models: list[LoadedModel]) -> list[LoadedMod
     silent = wanted - {model.name for model in models if model.state}
     reason = (
         "Triton refused its configuration, or found no such model or no version of it; "
-        "`triton-unified check` on its folder says why, and so does the line of the log that names it"
+        "`triton-unified check` on its folder says why, and so does the line of its log that names it"
     )
     return failed + [LoadedModel(name, "-", "", reason) for name in sorted(silent)]
 
