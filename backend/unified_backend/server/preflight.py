@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import random
 import re
 import socket
 from collections.abc import Sequence
@@ -93,12 +94,14 @@ def check_path(path: Path, role: str) -> None:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports of `host` that nobody listens on now."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((host, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Ports of `host` that nobody listens on now; below 32768, where Linux gives none to a client's connection."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10240, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            found.append(port)
+    return found
 
 
 def check_port(host: str, port: int, flag: str) -> None:
