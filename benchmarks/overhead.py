@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from rich.console import Console
 from unified_backend.errors import UnifiedError
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
+from unified_backend.server.preflight import free_ports
 from unified_backend.server.run import RunningServer, start
 
 BACKENDS = ("naive", UNIFIED, "concat", "constant", IN_PROCESS)
@@ -128,7 +128,7 @@ def _serving(grid: Sequence[tuple[Model, str]], threads: int) -> Iterator[Runnin
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
         root = Path(folder)
         write_repository(root / "models", grid, threads)
-        http, grpc, metrics = _free_ports(3)
+        http, grpc, metrics = free_ports(3)
         options = Options(
             host="127.0.0.1",
             http_port=http,
@@ -227,14 +227,6 @@ def _machine(server: RunningServer, tool: Path, threads: int) -> dict[str, str]:
         "python": platform.python_version(),
         "intra-op threads": str(threads),
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 def _lines(path: str) -> list[str]:
