@@ -18,7 +18,7 @@ compile() {
 
 dev=build/dev.lock
 [ ! -f requirements.lock ] || cp requirements.lock "$dev"
-compile "$@" --extra cpu --extra server --extra demo --extra test --output-file "$dev" \
+compile "$@" --extra cpu --extra fleet --extra server --extra demo --extra test --output-file "$dev" \
     pyproject.toml requirements/build.in requirements/lint.in
 { cat "$dev" && compile --no-deps --no-header requirements/no-deps.in; } >requirements.lock
 
@@ -26,6 +26,6 @@ compile "$@" --no-deps --output-file requirements/perf-analyzer.lock requirement
 
 # The image's Python is 3.12, and its server takes NumPy 2.
 for extra in cpu gpu; do
-    PYTHON_VERSION=3.12 compile "$@" --extra "$extra" --output-file "requirements/image-$extra.lock" \
+    PYTHON_VERSION=3.12 compile "$@" --extra "$extra" --extra fleet --output-file "requirements/image-$extra.lock" \
         pyproject.toml requirements/build.in
 done

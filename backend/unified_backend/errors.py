@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = [
     "CacheError",
+    "CacheFullError",
     "ConfigError",
     "EngineError",
+    "NotCachedError",
     "Refused",
     "RequestError",
     "ServerError",
+    "SourceChangedError",
     "SourceError",
     "UnifiedError",
     "printable",
@@ -59,6 +62,19 @@ class SourceError(UnifiedError):
     triton_code = "INVALID_ARG"
 
 
+class SourceChangedError(UnifiedError):
+    """The source's files changed while something was made of them, which is thrown away."""
+
+    triton_code = "UNAVAILABLE"
+
+    def __init__(self, label: str) -> None:
+        super().__init__(
+            f"{label}: the model changed while it was being loaded",
+            "its files are not those that were there at the start",
+            "Load it again when they are complete; to update a model that is served, move files in or add a version",
+        )
+
+
 class ConfigError(UnifiedError):
     """config.pbtxt (or a parameter, or an environment variable) contradicts the model or itself."""
 
@@ -71,6 +87,25 @@ class EngineError(UnifiedError):
 
 class CacheError(UnifiedError):
     """The cache directory cannot be used."""
+
+
+class CacheFullError(CacheError):
+    """There is no room to write what was made, here or in the temporary folder."""
+
+
+class NotCachedError(CacheError):
+    """An entry is missing where `require_cached` forbids to make it."""
+
+    triton_code = "UNAVAILABLE"
+
+    def __init__(self, label: str, kind: str, digest: str) -> None:
+        model = label.rpartition("/")[0] or label
+        super().__init__(
+            f"{label}: its {kind} {digest[:12]} is not in the cache",
+            "require_cached is set, so that nothing is built while a server starts",
+            f"Build it ahead with `triton-unified build REPOSITORY --model {model}`, or see what differs from the "
+            "entries there with `triton-unified cache explain MODEL_DIR`",
+        )
 
 
 class RequestError(UnifiedError):

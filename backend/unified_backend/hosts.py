@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cores", "cpu_features"]
+__all__ = ["cores", "cpu_features", "cpu_name"]
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -34,9 +34,19 @@ def _quota() -> float | None:
 def cpu_features() -> str:
     """The instruction sets that change which layout ONNX Runtime's optimiser picks (NCHWc blocks by vector width)."""
     wanted = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "asimd", "sve")
+    flags = _cpuinfo("flags", "Features").split()
+    return ",".join(flag for flag in wanted if flag in flags)
+
+
+def cpu_name() -> str:
+    """The processor's model as its maker names it, for what was measured on it."""
+    return _cpuinfo("model name", "CPU part")
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first line of /proc/cpuinfo of one of these names (they differ by architecture), or an empty string."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return "unknown"
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return ",".join(flag for flag in wanted if flag in flags)
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")

@@ -5,30 +5,32 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
-from unified_backend.cache import Cache, Key
+from unified_backend.cache import Cache, Entry, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Canonical, Engine, Runner, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner
 from unified_backend.engines.reference import open_reference
-from unified_backend.engines.sessions import library_digests
-from unified_backend.errors import ConfigError, EngineError, SourceError
+from unified_backend.errors import CacheFullError, ConfigError, EngineError, SourceChangedError, SourceError
 from unified_backend.formats import Source, find_source
 from unified_backend.graph.normalise import normalise
+from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.samples import FixedDims
-from unified_backend.settings import Settings, cache_directory, default_max_batch_size, read_settings
+from unified_backend.settings import Settings, cache_settings, default_max_batch_size, read_settings
 from unified_backend.tensors import Signature
 from unified_backend.verification import Batching, prove_batching
 
 __all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "load", "open_cache"]
 
 logger = logging.getLogger(__name__)
+
+Make = Callable[[Path], Mapping[str, Any]]
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(),)}
 
@@ -39,12 +41,14 @@ class Report:
 
     Attributes:
         seconds: phase -> seconds, in order.
-        lookups: kind of entry -> whether it was there.
+        lookups: kind of entry -> `hit` on this disk, `pulled` from the remote tier, or `made`.
+        entries: digests of the entries' keys.
         notes: decisions a user may want to know about.
     """
 
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    lookups: dict[str, bool] = dataclasses.field(default_factory=dict)
+    lookups: dict[str, str] = dataclasses.field(default_factory=dict)
+    entries: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @contextmanager
@@ -58,7 +62,7 @@ class Report:
 
     def line(self) -> str:
         """The report as key=value pairs on one line."""
-        hits = (f"{kind}={'hit' if hit else 'made'}" for kind, hit in self.lookups.items())
+        hits = (f"{kind}={origin}" for kind, origin in self.lookups.items())
         return " ".join((*hits, *(f"{phase}_s={seconds:.3f}" for phase, seconds in self.seconds.items())))
 
 
@@ -67,6 +71,7 @@ class Described:
     """A model that is understood and not yet running: what auto_complete_config needs."""
 
     source: Source
+    snapshot: Snapshot
     settings: Settings
     canonical: Canonical
     batching: Batching
@@ -87,7 +92,7 @@ class Loaded:
 
 def open_cache() -> Cache:
     """The cache of this host and user."""
-    return Cache(cache_directory())
+    return Cache.from_settings(cache_settings())
 
 
 def describe(
@@ -109,18 +114,22 @@ def describe(
     _refuse_cache_inside(label, folder, cache)
     report = Report()
     settings = read_settings(label, _parameters(config), tuple(ENGINES))
+    if cache_settings().require_cached:
+        settings = dataclasses.replace(settings, require_cached=True)
     with report.phase("detect"):
-        source = find_source(label, folder, cache.memo, settings.source or _chosen_filename(config))
+        source = find_source(label, folder, cache.store.memo, settings.source or _chosen_filename(config))
+        snapshot = Snapshot(cache.store.memo, source.files)
+    lookup = _Lookup(label, snapshot, settings, cache, report)
     reference = _Reference(label, settings)
     with report.phase("describe"):
-        canonical = _canonical(source, settings, cache, reference, report)
+        canonical = _canonical(source, settings, lookup, reference)
     with report.phase("prove"):
-        batching = _batching(canonical, fixed_dims(config, canonical.signature), settings, cache, reference, report)
+        batching = _batching(canonical, fixed_dims(config, canonical.signature), lookup, reference)
     completed, notes = complete(
         label, config, canonical.signature, batching, default_max_batch_size(), max_batch_size_given
     )
     report.notes.extend((*canonical.notes, *notes))
-    return Described(source, settings, canonical, batching, completed, report)
+    return Described(source, snapshot, settings, canonical, batching, completed, report)
 
 
 def load(described: Described, cache: Cache) -> Loaded:
@@ -131,6 +140,7 @@ def load(described: Described, cache: Cache) -> Loaded:
     """
     canonical, settings, report = described.canonical, described.settings, described.report
     failures: list[str] = []
+    lookup = _Lookup(canonical.label, described.snapshot, settings, cache, report)
     threads = _threads(settings, described.config)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name):
@@ -139,16 +149,16 @@ def load(described: Described, cache: Cache) -> Loaded:
             failures.append(f"{name}: {reason}")
             continue
         try:
-            fields = {"canonical": canonical.digest, "engine": name, **engine.key_fields(settings)}
+            key = engine_key(canonical.digest, engine, settings)
             with report.phase("build"):
-                entry = cache.get_or_make(Key("engine", fields), partial(engine.build, canonical, settings))
-            report.lookups["engine"] = entry.hit
+                folder = _engine_folder(key, partial(engine.build, canonical, settings), lookup)
             with report.phase("load"):
-                runner = engine.load(canonical, entry.path, settings, threads)
+                runner = engine.load(canonical, folder, settings, threads)
         except (EngineError, SourceError) as error:
             failures.append(f"{name}: {error.why}")
             logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
             continue
+        cache.store.usage.remember(canonical.label, report.entries)
         why = f'parameter "engine" is "{name}"' if settings.engine == name else "first usable rung"
         return Loaded(described, name, "; ".join((why, *failures)), threads, runner)
     raise EngineError(
@@ -172,51 +182,59 @@ class _Reference:
         return self._opened
 
 
-def _canonical(source: Source, settings: Settings, cache: Cache, reference: _Reference, report: Report) -> Canonical:
+@dataclasses.dataclass(frozen=True)
+class _Lookup:
+    """Entries of one model, looked up in one load."""
+
+    label: str
+    snapshot: Snapshot
+    settings: Settings
+    cache: Cache
+    report: Report
+
+    def __call__(self, key: Key, make: Make) -> Entry:
+        def from_these_bytes(folder: Path) -> Mapping[str, Any]:
+            facts = make(folder)
+            # The key is of the bytes that were digested: what was made of others must not be filed under it.
+            if not self.snapshot.holds():
+                raise SourceChangedError(self.label)
+            return facts
+
+        entry = self.cache.get_or_make(key, from_these_bytes, self.label, self.settings.require_cached)
+        self.report.lookups[key.kind] = entry.origin
+        self.report.entries.append(key.digest)
+        return entry
+
+
+def _canonical(source: Source, settings: Settings, lookup: _Lookup, reference: _Reference) -> Canonical:
     """The canonical model of a source; its entry holds a file only where the source needed a repair."""
-    key = Key(
-        "canonical",
-        {
-            "format": source.format,
-            "files": [cache.memo.digest(path) for path in source.files],
-            "custom_op_library": library_digests(settings),
-            **_versions(),
-        },
-    )
+    key = canonical_key(source, settings, lookup.snapshot.digests)
 
     def make(folder: Path) -> dict[str, Any]:
         changes = normalise(source.path, source.files[1:], folder)
         runner, notes = reference.open(folder / "model.onnx" if changes else source.path)
         return {"changes": changes, "notes": notes, "signature": runner.signature.to_json()}
 
-    entry = cache.get_or_make(key, make)
-    report.lookups["canonical"] = entry.hit
+    entry = lookup(key, make)
     path = entry.path / "model.onnx" if entry.facts["changes"] else source.path
     signature = Signature.from_json(entry.facts["signature"])
     return Canonical(source.label, path, key.digest, signature, (*entry.facts["changes"], *entry.facts["notes"]))
 
 
-def _batching(
-    canonical: Canonical, fixed: FixedDims, settings: Settings, cache: Cache, reference: _Reference, report: Report
-) -> Batching:
-    key = Key(
-        "batching",
-        {
-            "canonical": canonical.digest,
-            "fixed_dims": {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()},
-            **_versions(),
-        },
-    )
-    entry = cache.get_or_make(key, lambda _: prove_batching(reference.open(canonical.path)[0], fixed).to_json())
-    report.lookups["batching"] = entry.hit
-    return Batching.from_json(entry.facts)
+def _batching(canonical: Canonical, fixed: FixedDims, lookup: _Lookup, reference: _Reference) -> Batching:
+    def make(_: Path) -> dict[str, Any]:
+        return prove_batching(reference.open(canonical.path)[0], fixed).to_json()
+
+    return Batching.from_json(lookup(batching_key(canonical.digest, fixed), make).facts)
 
 
-def _versions() -> dict[str, str]:
-    import onnx
-    import onnxruntime
-
-    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+def _engine_folder(key: Key, make: Make, lookup: _Lookup) -> Path | None:
+    """The folder of the built engine, or None where no disk has room for it: then it is made in memory."""
+    try:
+        return lookup(key, make).path
+    except CacheFullError as error:
+        logger.warning('engine not kept model=%s reason="%s" next="built again at every load"', lookup.label, error.why)
+        return None
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import platformdirs
 
 from unified_backend.errors import ConfigError
 
-__all__ = ["Settings", "cache_directory", "default_max_batch_size", "read_settings"]
+__all__ = ["CacheSettings", "Settings", "cache_settings", "default_max_batch_size", "parse_bytes", "read_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Settings:
         arena_shrinkage: give the arena's unused memory back after every run (`memory.enable_memory_arena_shrinkage`).
         custom_op_library: shared libraries with ONNX Runtime custom operators.
         session_options: ONNX Runtime session configuration entries, passed through as they are.
+        require_cached: fail the load at once where an entry is missing, in place of building it.
     """
 
     source: str | None = None
@@ -57,6 +59,26 @@ class Settings:
     arena_shrinkage: bool = False
     custom_op_library: tuple[str, ...] = ()
     session_options: tuple[tuple[str, str], ...] = ()
+    require_cached: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSettings:
+    """What the environment says of the cache.
+
+    Attributes:
+        directory: `TRITON_UNIFIED_CACHE`, else the user's cache directory.
+        max_bytes: `TRITON_UNIFIED_CACHE_MAX_SIZE`; None leaves it to the disk's size.
+        key_file: `TRITON_UNIFIED_CACHE_KEY_FILE`: signs entries, and only those so signed are used.
+        remote: `TRITON_UNIFIED_REMOTE_CACHE`: URL or folder of the tier behind the disk.
+        require_cached: `TRITON_UNIFIED_REQUIRE_CACHED`: what the parameter says, for every model.
+    """
+
+    directory: Path
+    max_bytes: int | None = None
+    key_file: Path | None = None
+    remote: str | None = None
+    require_cached: bool = False
 
 
 def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str, ...]) -> Settings:
@@ -84,6 +106,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         ),
         "enable_mem_arena": _choice(_SWITCH),
         "enable_mem_pattern": _choice(_SWITCH),
+        "require_cached": _choice(_SWITCH),
         "memory.enable_memory_arena_shrinkage": _choice({"cpu:0": True, "1": True, "0": False, "": False}),
         "custom_op_library": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
     }
@@ -106,10 +129,28 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
     return Settings(**values, session_options=tuple(session_options))
 
 
-def cache_directory(environment: Mapping[str, str] | None = None) -> Path:
-    """Where entries are kept: `TRITON_UNIFIED_CACHE`, else the user's cache directory."""
-    chosen = (os.environ if environment is None else environment).get("TRITON_UNIFIED_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("triton-unified")
+def cache_settings(environment: Mapping[str, str] | None = None) -> CacheSettings:
+    """The cache that the environment variables describe; an empty variable is as good as none.
+
+    Raises:
+        ConfigError: a variable that cannot be what it is.
+    """
+    given = os.environ if environment is None else environment
+
+    def value(name: str, parse: Callable[[str], Any], default: Any) -> Any:
+        text = given.get(name, "").strip()
+        try:
+            return parse(text) if text else default
+        except ValueError as error:
+            raise ConfigError(f'{name} is "{text}"', str(error), "Correct the variable, or unset it") from None
+
+    return CacheSettings(
+        value("TRITON_UNIFIED_CACHE", _path, platformdirs.user_cache_path("triton-unified")),
+        value("TRITON_UNIFIED_CACHE_MAX_SIZE", parse_bytes, None),
+        value("TRITON_UNIFIED_CACHE_KEY_FILE", _path, None),
+        value("TRITON_UNIFIED_REMOTE_CACHE", str, None),
+        value("TRITON_UNIFIED_REQUIRE_CACHED", _choice(_SWITCH), False),
+    )
 
 
 def default_max_batch_size(environment: Mapping[str, str] | None = None) -> int:
@@ -126,6 +167,23 @@ def default_max_batch_size(environment: Mapping[str, str] | None = None) -> int:
             "Set it to one, or unset it",
         )
     return int(text)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as `20GB` (10^9), `512MiB` (2^20) or `1000`.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
+    if match is None or (match[3] and not match[2]):
+        raise ValueError('it must be a size such as "20GB", "512MiB" or a number of bytes')
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2] or " "))
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

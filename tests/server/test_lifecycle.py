@@ -146,7 +146,7 @@ def test_two_servers_on_one_cache_build_once(tmp_path: Path) -> None:
         described = [line for server in servers for line in logged(server, "described", "heavy")]
         assert sorted("canonical=made" in line for line in described) == [False, True]
     for kind in ("canonical", "batching", "engine"):
-        assert len(list((tmp_path / "shared" / kind).glob("*/*"))) == 1
+        assert len(list((tmp_path / "shared/entries" / kind).glob("*/*"))) == 1
     assert not list((tmp_path / "shared/making").iterdir())
 
 

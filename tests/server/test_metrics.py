@@ -72,8 +72,10 @@ def test_load_tells_phases_engine_and_what_the_cache_held(triton: Triton) -> Non
     assert {key[1:]: value for key, value in metrics.items() if key[0] == "unified_cache_lookups_total"} == {
         ("kind=canonical", "result=hit"): 2,
         ("kind=batching", "result=hit"): 2,
-        ("kind=engine", "result=miss"): 1,
+        ("kind=engine", "result=made"): 1,
         ("kind=engine", "result=hit"): 1,
+        ("kind=plan", "result=made"): 1,
+        ("kind=plan", "result=hit"): 1,
     }
 
 

@@ -31,7 +31,7 @@ def never(folder: Path) -> dict[str, object]:
 def test_an_entry_is_made_once_and_found_by_another_cache(tmp_path):
     first = Cache(tmp_path).get_or_make(KEY, make)
     second = Cache(tmp_path).get_or_make(KEY, never)
-    assert (first.hit, second.hit) == (False, True)
+    assert (first.origin, second.origin) == ("made", "hit")
     assert second.facts == {"answer": 42}
     assert (second.path / "model.bin").read_bytes() == b"weights"
 
@@ -54,7 +54,7 @@ def test_what_a_maker_raises_is_raised_and_nothing_is_left(tmp_path):
     with pytest.raises(ValueError, match="no"):
         cache.get_or_make(KEY, fails)
     assert not list((tmp_path / "making").iterdir())
-    assert cache.get_or_make(KEY, make).hit is False
+    assert cache.get_or_make(KEY, make).origin == "made"
 
 
 def test_a_maker_that_cannot_write_is_an_error_with_a_next_step(tmp_path):
@@ -86,10 +86,10 @@ DAMAGES = {
 def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path, damage):
     damage(Cache(tmp_path).get_or_make(KEY, make).path)
     entry = Cache(tmp_path).get_or_make(KEY, make)
-    assert not entry.hit
+    assert entry.origin == "made"
     assert (entry.path / "model.bin").read_bytes() == b"weights"
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
-    assert Cache(tmp_path).get_or_make(KEY, never).hit
+    assert Cache(tmp_path).get_or_make(KEY, never).origin == "hit"
 
 
 def test_threads_that_ask_at_once_make_once(tmp_path):
@@ -109,7 +109,7 @@ def test_threads_that_ask_at_once_make_once(tmp_path):
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    assert sorted(entry.hit for entry in entries) == [False] + [True] * 7
+    assert sorted(entry.origin == "hit" for entry in entries) == [False] + [True] * 7
 
 
 def hang(root: str, started: multiprocessing.Event) -> None:  # type: ignore[valid-type]
@@ -129,7 +129,7 @@ def test_a_killed_maker_is_replaced_at_once(tmp_path):
     assert started.wait(30)
     threading.Timer(0.3, maker.kill).start()
     began = time.monotonic()
-    assert Cache(tmp_path).get_or_make(KEY, make).hit is False
+    assert Cache(tmp_path).get_or_make(KEY, make).origin == "made"
     assert time.monotonic() - began < 5
     maker.join()
 

@@ -104,12 +104,12 @@ def test_a_cache_that_cannot_be_written_fails(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("TRITON_UNIFIED_CACHE", str(tmp_path / "file" / "cache"))
     code, rows = run()
     assert (code, rows["cache writable"]["status"]) == (1, "failed")
-    assert rows["cache locks"]["status"] == "failed"
+    assert rows["cache locks"]["status"] == "warning"
 
 
-def test_a_file_system_whose_locks_do_not_exclude_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_whose_locks_do_not_exclude_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache.fcntl, "flock", lambda *_: None)  # as `nolock` mounts do: says yes, and locks nothing
-    assert cache.check_locks(tmp_path).status == "failed"
+    assert cache.check_locks(tmp_path).status == "warning"
 
 
 @pytest.mark.parametrize("shadow", ["model.py", "unified_backend/__init__.py", "json.py", "numpy/__init__.py"])

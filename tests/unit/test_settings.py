@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from unified_backend.errors import ConfigError
-from unified_backend.settings import Settings, cache_directory, default_max_batch_size, read_settings
+from unified_backend.settings import Settings, cache_settings, default_max_batch_size, read_settings
 
 ENGINES = ("onnxruntime",)
 
@@ -62,8 +62,8 @@ def test_an_unknown_parameter_warns_with_the_likely_one(caplog):
 
 
 def test_the_cache_is_where_the_environment_says_or_the_users():
-    assert cache_directory({"TRITON_UNIFIED_CACHE": "/some/where"}) == Path("/some/where")
-    assert cache_directory({}).name == "triton-unified"
+    assert cache_settings({"TRITON_UNIFIED_CACHE": "/some/where"}).directory == Path("/some/where")
+    assert cache_settings({}).directory.name == "triton-unified"
 
 
 def test_the_default_batch_size_is_a_number_or_an_error():

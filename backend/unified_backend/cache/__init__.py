@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from unified_backend.cache.memo import FileMemo
-from unified_backend.cache.store import Cache, Entry, Key
+from unified_backend.cache.cache import Cache, Entry
+from unified_backend.cache.keys import Key
+from unified_backend.cache.memo import FileMemo, Snapshot
 
-__all__ = ["Cache", "Entry", "FileMemo", "Key"]
+__all__ = ["Cache", "Entry", "FileMemo", "Key", "Snapshot"]

@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FileMemo"]
+__all__ = ["FileMemo", "Snapshot"]
 
 # A file changed within the clock granularity of its own mtime looks unchanged afterwards ("racy git"); two seconds
 # covers every filesystem in use (FAT has the coarsest stamps).
@@ -45,11 +45,37 @@ class FileMemo:
         if known.get("file") == before and fact in known["facts"]:
             return known["facts"][fact]
         value = find_out()
-        settled = time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > _SETTLED_SECONDS * 1e9
-        if settled and _identity(path) == before:
+        if _settled(before) and _identity(path) == before:
             facts = known["facts"] if known.get("file") == before else {}
             _write(note, {"file": before, "facts": {**facts, fact: value}})
         return value
+
+
+class Snapshot:
+    """Files as they were at one moment, to tell afterwards whether what was made of them is of these bytes.
+
+    Attributes:
+        digests: SHA-256 of each file's bytes, in hex.
+    """
+
+    def __init__(self, memo: FileMemo, files: Iterable[Path]) -> None:
+        self._seen = {path: _identity(path) for path in files}
+        self._settled = all(map(_settled, self._seen.values()))
+        self.digests = [memo.digest(path) for path in self._seen]
+
+    def holds(self) -> bool:
+        """Whether the files have not changed since."""
+        try:
+            if any(_identity(path) != seen for path, seen in self._seen.items()):
+                return False
+            # Of a file just written, the times do not tell: a change within their granularity leaves them as they are.
+            return self._settled or [_sha256(path) for path in self._seen] == self.digests
+        except OSError:
+            return False
+
+
+def _settled(identity: Mapping[str, int]) -> bool:
+    return time.time_ns() - max(identity["mtime_ns"], identity["ctime_ns"]) > _SETTLED_SECONDS * 1e9
 
 
 def _identity(path: Path) -> dict[str, int]:

@@ -1,237 +1,236 @@
-"""Entries by key: made once, published whole or not at all, checked before use."""
+"""Entries on this disk: published whole or not at all, checked before use, set aside when damaged."""
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock, Timeout
-
+from unified_backend.cache.flight import one_at_a_time
+from unified_backend.cache.holds import Hold, unheld
+from unified_backend.cache.keys import Key
+from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, damage
 from unified_backend.cache.memo import FileMemo
-from unified_backend.errors import CacheError
+from unified_backend.cache.signing import Signer
+from unified_backend.cache.usage import Usage
 
-__all__ = ["Cache", "Entry", "Key"]
+__all__ = ["Store", "Stored"]
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
-_MANIFEST = "manifest.json"
-_WAIT_REPORT_SECONDS = 10.0
-
-Make = Callable[[Path], Mapping[str, Any]]
+_QUARANTINED_KEPT = 4
+_ABANDONED_SECONDS = 60.0  # a folder in `making` is taken hold of at once after it was made: this is plenty
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
-    """Everything an entry's bytes depend on; never a path, a time or a host's name.
+class Stored:
+    """One entry on disk.
 
     Attributes:
-        kind: what the entry is (`canonical`, `batching`, `engine`).
-        fields: JSON values; their order does not matter.
-    """
-
-    kind: str
-    fields: Mapping[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the canonical JSON of kind, fields and schema version, in hex."""
-        text = json.dumps(
-            {"schema": SCHEMA, "kind": self.kind, "fields": dict(self.fields)},
-            sort_keys=True,
-            separators=(",", ":"),
-            allow_nan=False,
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One cached artefact.
-
-    Attributes:
-        path: the folder that holds its files; never written to again.
-        facts: what its maker handed back (JSON values).
-        hit: whether it was there already.
+        path: its folder.
+        manifest: what it says of itself.
+        last_used: Unix time in seconds.
+        signed: whether a signature lies beside the manifest (not whether it is right).
     """
 
     path: Path
-    facts: Mapping[str, Any]
-    hit: bool
+    manifest: Manifest
+    last_used: float
+    signed: bool
+
+    @property
+    def digest(self) -> str:
+        """Its key."""
+        return self.path.name
 
 
-class Cache:
-    """A store on one disk, shared by the threads, processes and servers of the host.
+class Store:
+    """The folder of entries, shared by the threads, processes and servers of the host.
 
-    Where the folder cannot be written, entries already there are served and new ones live in a private temporary
-    folder until the process ends: slower, and never wrong.
+    Layout: `entries/KIND/DI/DIGEST/` with `manifest.json` in each; `making/` for what is not published yet;
+    `quarantine/`, `locks/`, `memo/`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, signer: Signer | None = None) -> None:
         self.root = root
+        self.signer = signer
         self.memo = FileMemo(root / "memo")
+        self.usage = Usage(root / "usage")
 
-    def get_or_make(self, key: Key, make: Make) -> Entry:
-        """The entry of this key, made if it is missing; one maker a key at a time on the host.
+    def place(self, key: Key) -> Path:
+        """Where this key's entry lies, or would."""
+        digest = key.digest
+        return self.root / "entries" / key.kind / digest[:2] / digest
 
-        Args:
-            key: what the entry depends on.
-            make: called with an empty folder; writes the entry's files there and returns its facts. What it raises
-                is raised and nothing is published.
-        """
-        place = self.root / key.kind / key.digest[:2] / key.digest
-        if entry := self._read(place):
-            return entry
+    def one_maker(self, key: Key) -> AbstractContextManager[None]:
+        """The right to make this key's entry; waits for whoever has it."""
+        return one_at_a_time(self.root / "locks", key.digest, f"kind={key.kind} key={key.digest[:12]}")
+
+    @contextmanager
+    def aside(self, key: Key) -> Iterator[Path]:
+        """An empty folder on the same disk to make an entry in; what is left of it afterwards is removed."""
+        making = self.root / "making"
+        making.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{key.digest[:12]}-", dir=making))
+        hold = Hold.take(folder)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with self._one_maker(key):
-                return self._read(place) or self._make(key, place, make)
-        except OSError as error:
-            logger.warning('cache not writable folder=%s reason="%s" made=unshared', self.root, error.strerror or error)
-            folder = Path(tempfile.mkdtemp(dir=_private_folder()))
-            return Entry(folder, _made(folder, make), hit=False)
-
-    def _make(self, key: Key, place: Path, make: Make) -> Entry:
-        aside_root = self.root / "making"
-        aside_root.mkdir(exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f"{key.digest[:12]}-{os.getpid()}-", dir=aside_root))
-        try:
-            began = time.monotonic()
-            facts = _made(aside, make)
-            manifest = {
-                "schema": SCHEMA,
-                "kind": key.kind,
-                "key": dict(key.fields),
-                "facts": facts,
-                "files": {path.relative_to(aside).as_posix(): _describe(path) for path in _files(aside)},
-                "made": {"host": socket.gethostname(), "unix_time": int(time.time()), "seconds": _since(began)},
-            }
-            (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            _sync(aside)
-            try:
-                aside.rename(place)
-            except OSError:
-                # Only where locks do not work (some network filesystems): another maker was quicker.
-                if entry := self._read(place):
-                    return entry
-                raise
-            _sync_folder(place.parent)
-            return Entry(place, facts, hit=False)
+            yield folder
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            if hold:
+                hold.release()
 
-    def _read(self, place: Path) -> Entry | None:
-        """The entry at `place` if it is whole; a damaged one is moved aside and None is returned."""
+    def read(self, key: Key) -> tuple[Path, Manifest, Hold | None] | None:
+        """This key's entry, held for as long as the Hold lives; a damaged one is set aside and None returned."""
+        place = self.place(key)
         try:
-            manifest = json.loads((place / _MANIFEST).read_bytes())
-        except ValueError as error:
-            self._quarantine(place, f"unreadable manifest: {error}")
+            hold = Hold.take(place / MANIFEST)
+        except OSError as error:
+            if place.is_dir():
+                self.quarantine(place, f"no readable manifest ({error.strerror})")
+            return None
+        if hold is None:
+            return None
+        try:
+            manifest = self._checked(place, hold.read(), self.memo.digest)
+        except DamagedError as error:
+            hold.release()
+            self.quarantine(place, str(error))
             return None
         except OSError:
-            if place.is_dir():
-                self._quarantine(place, "no readable manifest")
+            hold.release()
             return None
-        if damage := self._damage(place, manifest):
-            self._quarantine(place, damage)
-            return None
-        return Entry(place, manifest["facts"], hit=True)
+        # Not the files' own times: those are what the memo recognises them by.
+        with contextlib.suppress(OSError):
+            os.utime(place / MANIFEST)
+        return place, manifest, hold
 
-    def _damage(self, place: Path, manifest: Mapping[str, Any]) -> str | None:
-        """What is wrong with an entry, or None. Digests come from the memo, so a host reads a file's bytes once."""
-        listed = manifest.get("files")
-        if manifest.get("schema") != SCHEMA or not isinstance(listed, dict) or "facts" not in manifest:
-            return "manifest of another schema"
-        present = {path.relative_to(place).as_posix(): path for path in _files(place) if path.name != _MANIFEST}
-        if present.keys() != listed.keys():
-            return f"files differ from the manifest: {', '.join(sorted(present.keys() ^ listed.keys()))}"
-        for name, path in present.items():
-            if path.stat().st_size != listed[name]["size"]:
-                return f"{name} has the wrong size"
-            if self.memo.digest(path) != listed[name]["sha256"]:
-                return f"{name} has the wrong SHA-256"
-        return None
+    def check(self, place: Path, digest: Callable[[Path], str]) -> Manifest:
+        """The manifest of the entry in `place`, after a look at every file.
 
-    def _quarantine(self, place: Path, reason: str) -> None:
-        logger.warning('cache entry damaged entry=%s reason="%s" next=rebuilt', place.name[:12], reason)
-        target = self.root / "quarantine" / f"{place.name}-{time.time_ns()}"
+        Args:
+            digest: SHA-256 of a file's bytes, in hex: the memo's where files seen before need not be read again.
+
+        Raises:
+            DamagedError: something differs from what was published, or the signature is not the one wanted.
+            OSError: it cannot be read.
+        """
+        return self._checked(place, (place / MANIFEST).read_bytes(), digest)
+
+    def publish(self, aside: Path, key: Key) -> tuple[Path, Hold | None]:
+        """Move a finished folder, manifest included, to its place, so that readers see all of it or nothing.
+
+        Returns:
+            The entry's folder and a hold on it. Where locks do not work another maker may have been quicker: then it
+            is that maker's entry.
+
+        Raises:
+            OSError: it cannot be written; nothing is published.
+        """
+        place = self.place(key)
+        _sync(aside)
+        # Held before it can be seen: nothing evicts it on the way.
+        hold = Hold.take(aside / MANIFEST)
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            place.rename(target)
+            aside.rename(place)
+        except OSError:
+            if hold:
+                hold.release()
+            if found := self.read(key):
+                return found[0], found[2]
+            raise
+        _sync_folder(place.parent)
+        return place, hold
+
+    def seal(self, aside: Path, manifest: Manifest) -> None:
+        """Write the manifest of what was made in a folder, and its signature where this host signs."""
+        data = manifest.to_bytes()
+        (aside / MANIFEST).write_bytes(data)
+        if self.signer:
+            (aside / SIGNATURE).write_bytes(self.signer.sign(data))
+
+    def entries(self) -> Iterator[Stored]:
+        """Every entry whose manifest can be read, in no order; none is touched or checked."""
+        for path in sorted((self.root / "entries").glob("*/*/*")):
+            try:
+                manifest = Manifest.from_bytes((path / MANIFEST).read_bytes(), path.name)
+                last_used = (path / MANIFEST).stat().st_mtime
+            except (OSError, DamagedError):
+                continue
+            yield Stored(path, manifest, last_used, (path / SIGNATURE).exists())
+
+    def remove(self, place: Path) -> bool:
+        """Remove an entry; False if a live process holds it.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with unheld(place / MANIFEST) as free:
+            if not free:
+                return False
+            grave = self._elsewhere("making", place)
+            place.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+        return True
+
+    def quarantine(self, place: Path, reason: str) -> None:
+        """Set a damaged entry aside, out of every reader's way."""
+        logger.warning('cache entry damaged entry=%s reason="%s" next=rebuilt', place.name[:12], reason)
+        self.usage.count("quarantined")
+        try:
+            place.rename(self._elsewhere("quarantine", place))
         except FileNotFoundError:
             return  # another process moved it first
         except OSError as error:
             logger.warning('cache entry not moved aside entry=%s reason="%s"', place.name[:12], error.strerror)
+            return
+        for old in sorted((self.root / "quarantine").iterdir(), key=_made_at)[:-_QUARANTINED_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
-    @contextmanager
-    def _one_maker(self, key: Key) -> Iterator[None]:
-        """Hold the key's lock. The kernel frees it when its holder dies, so there is no stale lock to break."""
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{key.digest}.lock")
-        owner = locks / f"{key.digest}.owner"
-        began = time.monotonic()
-        while True:
-            try:
-                lock.acquire(timeout=_WAIT_REPORT_SECONDS)
-                break
-            except Timeout:
-                waited = _since(began)
-                logger.info(
-                    "waiting kind=%s key=%s maker=%s seconds=%s", key.kind, key.digest[:12], _who(owner), waited
-                )
-        try:
-            owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
-            yield
-        finally:
-            lock.release()
+    def sweep(self) -> None:
+        """Remove what processes that died left behind."""
+        for left in (self.root / "making").glob("*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime < _ABANDONED_SECONDS:
+                    continue
+                with unheld(left) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(left, ignore_errors=True)
 
+    def _checked(self, place: Path, data: bytes, digest: Callable[[Path], str]) -> Manifest:
+        manifest = Manifest.from_bytes(data, place.name)
+        if self.signer:
+            signature = place / SIGNATURE
+            self.signer.verify(data, signature.read_bytes() if signature.exists() else None)
+        if found := damage(place, manifest, digest):
+            raise DamagedError(found)
+        return manifest
 
-@functools.cache
-def _private_folder() -> str:
-    """A temporary folder that is removed when the process ends."""
-    folder = tempfile.mkdtemp(prefix="triton-unified-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    def _elsewhere(self, folder: str, place: Path) -> Path:
+        target = self.root / folder / f"{place.name}-{time.time_ns()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
 
-def _made(folder: Path, make: Make) -> dict[str, Any]:
-    """Run a maker; its own OSErrors are its failure, not the cache's."""
-    try:
-        return dict(make(folder))
-    except OSError as error:
-        raise CacheError(
-            "a cache entry could not be made",
-            f"{error.filename or folder}: {error.strerror or error}",
-            "Make room, or choose another folder with TRITON_UNIFIED_CACHE",
-        ) from error
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _made_at(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
 
 
 def _sync(folder: Path) -> None:
-    for path in _files(folder):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _sync_folder(path)
     _sync_folder(folder)
 
 
@@ -241,14 +240,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _who(owner: Path) -> str:
-    try:
-        return f'"{owner.read_text()}"'
-    except OSError:
-        return "unknown"
-
-
-def _since(began: float) -> float:
-    return round(time.monotonic() - began, 3)

@@ -62,11 +62,12 @@ def check(
 def _result(label: str, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Load, warm up, and report as JSON values."""
     began = time.monotonic()
-    cache = open_cache()
-    loaded = load(describe(label, folder, config, cache, gives_max_batch_size(folder.parent / "config.pbtxt")), cache)
-    with loaded.described.report.phase("warm_up"):
-        plan = warm_up(loaded)
-    loaded.runner.close()
+    given = gives_max_batch_size(folder.parent / "config.pbtxt")
+    with open_cache() as cache:
+        loaded = load(describe(label, folder, config, cache, given), cache)
+        with loaded.described.report.phase("warm_up"):
+            plan = warm_up(loaded, cache)
+        loaded.runner.close()
     return {"model": label, **_facts(loaded, plan, folder), "total_seconds": round(time.monotonic() - began, 3)}
 
 
@@ -81,7 +82,7 @@ def _facts(loaded: Loaded, plan: Plan, folder: Path) -> dict[str, Any]:
         "threads": loaded.threads.intra_op,
         "requests": "concatenated" if plan.concatenate else "looped",
         "notes": report.notes,
-        "cache": {kind: "hit" if hit else "made" for kind, hit in report.lookups.items()},
+        "cache": report.lookups,
         "seconds": report.seconds,
         "config": to_pbtxt(described.config),
     }

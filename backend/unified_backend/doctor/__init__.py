@@ -10,7 +10,7 @@ from pathlib import Path
 from unified_backend.doctor import cache, machine, python, repository
 from unified_backend.doctor.finding import Finding, Status, failed
 from unified_backend.errors import UnifiedError
-from unified_backend.settings import cache_directory
+from unified_backend.settings import cache_settings
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -51,7 +51,7 @@ def _checks(models: Path | None, backends: Path | None, executable: Path | None)
         if models.is_dir():
             yield "repository entries", partial(repository.check_entries, models)
             yield "claimed names", partial(repository.check_claimed_names, models)
-    where = cache_directory()
+    where = cache_settings().directory
     yield "cache place", partial(cache.check_place, where, models)
     yield "cache writable", partial(cache.check_writable, where)
     yield "cache locks", partial(cache.check_locks, where)

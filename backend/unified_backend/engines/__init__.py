@@ -87,8 +87,8 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, canonical: Canonical, folder: Path, settings: Settings, threads: Threads) -> Runner:
-        """Load what `build` wrote.
+    def load(self, canonical: Canonical, folder: Path | None, settings: Settings, threads: Threads) -> Runner:
+        """Load what `build` wrote; without a folder, build in memory (no disk had room).
 
         Raises:
             EngineError: it does not load.

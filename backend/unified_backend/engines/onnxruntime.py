@@ -19,7 +19,7 @@ from unified_backend.engines.sessions import (
     session_options,
     utf8_path,
 )
-from unified_backend.errors import CacheError, EngineError, RequestError, SourceError
+from unified_backend.errors import CacheFullError, EngineError, RequestError, SourceError
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
@@ -72,7 +72,7 @@ class OnnxRuntime:
             open_session(canonical.label, canonical.path, options)
         except SourceError as error:
             if any(words in error.why for words in _NOT_WRITTEN):
-                raise CacheError(
+                raise CacheFullError(
                     f"{canonical.label}: the engine could not be written to {folder}",
                     error.why,
                     "Free space there, or choose another folder with TRITON_UNIFIED_CACHE",
@@ -80,13 +80,16 @@ class OnnxRuntime:
             raise
         return {}
 
-    def load(self, canonical: Canonical, folder: Path, settings: Settings, threads: Threads) -> OnnxRuntimeRunner:
-        """Load the optimised graph; nothing is optimised again."""
+    def load(
+        self, canonical: Canonical, folder: Path | None, settings: Settings, threads: Threads
+    ) -> OnnxRuntimeRunner:
+        """Load the optimised graph; nothing is optimised again. Without a folder, optimise the canonical model."""
         import onnxruntime
 
         options = session_options(settings, threads)
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = open_session(canonical.label, folder / _MODEL, options)
+        if folder:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = open_session(canonical.label, folder / _MODEL if folder else canonical.path, options)
         return OnnxRuntimeRunner(session, canonical.signature, shrink_arena=settings.arena_shrinkage)
 
 

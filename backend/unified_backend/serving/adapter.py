@@ -39,7 +39,8 @@ def complete_model_config(auto_complete_model_config: Any) -> Any:
     label = f"{config['name']}/{folder.name}"
     try:
         given = gives_max_batch_size(folder.parent / "config.pbtxt")
-        described = describe(label, folder, config, open_cache(), max_batch_size_given=given)
+        with open_cache() as cache:
+            described = describe(label, folder, config, cache, max_batch_size_given=given)
     except UnifiedError as error:
         raise pb_utils.TritonModelException(str(error)) from None
     for field in _COMPLETED:
@@ -68,13 +69,14 @@ class ModelInstance:
         label = f"{args['model_name']}/{args['model_version']}"
         folder = Path(args["model_repository"]) / args["model_version"]
         try:
-            cache = open_cache()
+            # Open for as long as the instance lives: nothing that it was loaded from is evicted.
+            self._cache = cache = open_cache()
             described = describe(label, folder, config, cache, max_batch_size_given=True)
             _require_complete(label, config, described.config)
             loaded = load(described, cache)
             report = described.report
             with report.phase("warm_up"):
-                plan = warm_up(loaded)
+                plan = warm_up(loaded, cache)
         except UnifiedError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self._runner = loaded.runner
@@ -98,6 +100,7 @@ class ModelInstance:
         self._metrics.close()
         self._executor.close()
         self._runner.close()
+        self._cache.close()
 
 
 def _version_folder() -> Path:

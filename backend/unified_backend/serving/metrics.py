@@ -62,14 +62,14 @@ class ServerMetrics:
         if self._families:
             self._thread.start()
 
-    def load(self, seconds: Mapping[str, float], lookups: Mapping[str, bool], engine: str) -> None:
+    def load(self, seconds: Mapping[str, float], lookups: Mapping[str, str], engine: str) -> None:
         """Report one load: seconds by phase, cache lookups by kind, and the engine that answers."""
         if not self._families:
             return
         for phase, value in seconds.items():
             self._metric("unified_load_seconds", phase=phase).set(value)
-        for kind, hit in lookups.items():
-            self._metric("unified_cache_lookups_total", kind=kind, result="hit" if hit else "miss").increment(1)
+        for kind, origin in lookups.items():
+            self._metric("unified_cache_lookups_total", kind=kind, result=origin).increment(1)
         self._metric("unified_engine_info", engine=engine).set(1)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs a model before its first request, so that this is not the slow one, and measures how best to execute."""
+"""Runs a model before its first request, so that this is not the slow one, and measures once how best to execute."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from unified_backend import __version__, hosts
+from unified_backend.cache import Cache, Key
 from unified_backend.completion import fixed_dims
 from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.loading import Loaded
@@ -24,16 +27,17 @@ _BUDGET_SECONDS = 0.5  # for that comparison
 _ROUNDS = 15
 _CLEARLY = 0.9  # of the loop's time: joined requests also wait for one another, which is not measured here
 _SLOW_SECONDS = 0.005  # asking whether a request was cancelled costs about 0.1 ms: under 2 % from here on
-_AFFORDABLE_SECONDS = 0.5  # the sizes chosen by default take about this long together, at most
+_AFFORDABLE_SECONDS = 0.1  # the sizes chosen by default take about this long together, at most
 
 
-def warm_up(loaded: Loaded) -> Plan:
+def warm_up(loaded: Loaded, cache: Cache) -> Plan:
     """Run the sample inputs at the batch sizes that matter, and choose how requests are executed.
 
-    A model for which no sample could be made is not warmed up; a sample that fails is logged and does no harm.
+    What was measured for this engine on such a machine is an entry of the cache, and not measured again. A model for
+    which no sample could be made is not warmed up; a sample that fails is logged and does no harm.
     """
     described = loaded.described
-    config, settings = described.config, described.settings
+    config, settings, report = described.config, described.settings, described.report
     outputs = tuple(tensor["name"] for tensor in config["output"])
     largest = int(config["max_batch_size"])
     plan = Plan(outputs, largest, concatenate=settings.batching == "concatenate" and largest > 1, slow=False)
@@ -45,17 +49,49 @@ def warm_up(loaded: Loaded) -> Plan:
     def feeds(batch: int) -> dict[str, Array]:
         return recipe.feeds(loaded.runner.signature, fixed, batch if largest else None)
 
+    def measure(_: Path) -> dict[str, bool]:
+        concatenate = plan.concatenate
+        if largest > 1 and settings.batching == "auto" and _numbers_only(loaded):
+            requests = [feeds(1)] * min(_COMPARED_BATCH, largest)
+            concatenate = _concatenating_wins(loaded, plan, requests)
+        return {"concatenate": concatenate, "slow": one > _SLOW_SECONDS}
+
     try:
+        loaded.runner.run(feeds(1), outputs)
         one = _seconds(lambda: loaded.runner.run(feeds(1), outputs))
         for batch in _batch_sizes(settings.warm_up, config, largest, one):
             loaded.runner.run(feeds(batch), outputs)
-        if largest > 1 and settings.batching == "auto" and _numbers_only(loaded):
-            requests = [feeds(1)] * min(_COMPARED_BATCH, largest)
-            plan = dataclasses.replace(plan, concatenate=_concatenating_wins(loaded, plan, requests))
-        return dataclasses.replace(plan, slow=one > _SLOW_SECONDS)
+        entry = cache.get_or_make(_plan_key(loaded, feeds(1)), measure, described.source.label)
+        report.lookups["plan"] = entry.origin
+        return dataclasses.replace(plan, concatenate=entry.facts["concatenate"], slow=entry.facts["slow"])
     except UnifiedError as error:
         logger.warning('warm-up stopped model=%s reason="%s"', described.source.label, error)
         return plan
+
+
+def _plan_key(loaded: Loaded, sample: Mapping[str, Array]) -> Key:
+    """What the choice was measured with: the engine, the machine, the shapes and all that steers the executor."""
+    config, settings = loaded.described.config, loaded.described.settings
+    return Key(
+        "plan",
+        {
+            "canonical": loaded.described.canonical.digest,
+            "engine": loaded.engine,
+            "settings": {
+                name: value if value is None or isinstance(value, (bool, int, str)) else list(map(str, value))
+                for name, value in dataclasses.asdict(settings).items()
+                if name not in ("source", "require_cached")
+            },
+            "threads": dataclasses.asdict(loaded.threads),
+            "cores": hosts.cores(),
+            "cpu": hosts.cpu_name(),
+            "cpu_features": hosts.cpu_features(),
+            "requests": min(_COMPARED_BATCH, int(config["max_batch_size"])),
+            "outputs": [tensor["name"] for tensor in config["output"]],
+            "sample": {name: list(array.shape) for name, array in sample.items()},
+            "backend": __version__,
+        },
+    )
 
 
 def _numbers_only(loaded: Loaded) -> bool:

@@ -1,0 +1,140 @@
+"""An entry's manifest: its key in clear, the size and SHA-256 of each of its files, who made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from unified_backend.cache.keys import SCHEMA, Key
+
+__all__ = ["MANIFEST", "SIGNATURE", "DamagedError", "FileRecord", "Manifest", "artefacts", "damage", "record_files"]
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+
+
+class DamagedError(Exception):
+    """An entry is not what was published; the message says how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """One file of an entry: bytes, and SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an entry says of itself.
+
+    Attributes:
+        key: what it was made from.
+        facts: what its maker handed back (JSON values).
+        files: path inside the entry (POSIX, relative) -> size and digest.
+        made: by whom, when and how long it took, for people: `model`, `host`, `unix_time`, `seconds`.
+    """
+
+    key: Key
+    facts: Mapping[str, Any]
+    files: Mapping[str, FileRecord]
+    made: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files together."""
+        return sum(record.size for record in self.files.values())
+
+    def to_bytes(self) -> bytes:
+        """The manifest as it is stored, and signed."""
+        value = {
+            "schema": SCHEMA,
+            "kind": self.key.kind,
+            "key": dict(self.key.fields),
+            "facts": dict(self.facts),
+            "files": {name: dataclasses.asdict(record) for name, record in self.files.items()},
+            "made": dict(self.made),
+        }
+        return json.dumps(value, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, digest: str) -> Manifest:
+        """Read a manifest, of this disk or from elsewhere; nothing in it is trusted.
+
+        Args:
+            digest: the key that it is filed under, which its fields must give: a manifest of another key, however
+                well signed, is damage.
+
+        Raises:
+            DamagedError: it does not parse, is of another schema or key, or names a file outside its folder.
+        """
+        try:
+            value = json.loads(data)
+            if value["schema"] != SCHEMA:
+                raise DamagedError(f"manifest of schema {value['schema']}, not {SCHEMA}")
+            files = {
+                str(name): FileRecord(int(record["size"]), str(record["sha256"]))
+                for name, record in value["files"].items()
+            }
+            manifest = cls(
+                Key(str(value["kind"]), dict(value["key"])), dict(value["facts"]), files, dict(value["made"])
+            )
+            found = manifest.key.digest
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"unreadable manifest: {type(error).__name__}: {error}") from None
+        if found != digest:
+            raise DamagedError(f"manifest of another key, {found[:12]}")
+        if bad := next((name for name in files if not _stays_inside(name)), None):
+            raise DamagedError(f"manifest names {bad!r}, which is not a file of the entry")
+        return manifest
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and digest of every artefact in `folder`."""
+    records = {}
+    for name, path in artefacts(folder).items():
+        with path.open("rb") as file:
+            records[name] = FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return records
+
+
+def artefacts(folder: Path) -> dict[str, Path]:
+    """The files below `folder` that are neither manifest nor signature, by their relative name."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
+    return {name: path for name, path in found.items() if name not in (MANIFEST, SIGNATURE)}
+
+
+def damage(folder: Path, manifest: Manifest, digest: Callable[[Path], str]) -> str | None:
+    """How the files in `folder` differ from the manifest, or None.
+
+    Args:
+        digest: SHA-256 of a file's bytes, in hex.
+    """
+    present = artefacts(folder)
+    if present.keys() != manifest.files.keys():
+        return f"files differ from the manifest: {', '.join(sorted(present.keys() ^ manifest.files.keys()))}"
+    for name, path in present.items():
+        if path.is_symlink() or not path.is_file():
+            return f"{name} is not a regular file"
+        if path.stat().st_size != manifest.files[name].size:
+            return f"{name} has the wrong size"
+        if digest(path) != manifest.files[name].sha256:
+            return f"{name} has the wrong SHA-256"
+    return None
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a file name from a manifest is a plain relative path below its folder."""
+    path = PurePosixPath(name)
+    return (
+        bool(name)
+        and not path.is_absolute()
+        and path.as_posix() == name
+        and not {"..", "."} & set(path.parts)
+        and not set(name) & set("\\\0:")
+        and name not in (MANIFEST, SIGNATURE)
+    )
