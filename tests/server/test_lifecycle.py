@@ -196,7 +196,7 @@ def test_fifty_reloads_leak_nothing(tmp_path: Path, rounds: int, arguments: tupl
             list(threads.map(lambda name, size=20 + turn: load_and_use(server, name, size), names))
         early = settled_footprint(server, tmp_path)
         for turn in range(rounds):
-            list(threads.map(lambda name, size=3 + turn: load_and_use(server, name, size), names))
+            list(threads.map(lambda name, size=4 + turn: load_and_use(server, name, size), names))
         late = settled_footprint(server, tmp_path)
         assert late.pop("server bytes") < early.pop("server bytes") + (16 << 20)
         assert late.pop("handles") <= early.pop("handles") + MODELS
