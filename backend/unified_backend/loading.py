@@ -14,7 +14,7 @@ from typing import Any
 from unified_backend import hosts
 from unified_backend.cache import Cache, Entry, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
-from unified_backend.engines import Canonical, Engine, Runner, Threads
+from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner
 from unified_backend.engines.reference import open_reference
 from unified_backend.errors import CacheFullError, ConfigError, EngineError, SourceChangedError, SourceError
@@ -151,9 +151,9 @@ def load(described: Described, cache: Cache) -> Loaded:
         try:
             key = engine_key(canonical.digest, engine, settings)
             with report.phase("build"):
-                folder = _engine_folder(key, partial(engine.build, canonical, settings), lookup)
+                built = _built(key, partial(engine.build, canonical, settings), lookup)
             with report.phase("load"):
-                runner = engine.load(canonical, folder, settings, threads)
+                runner = engine.load(canonical, built, settings, threads)
         except (EngineError, SourceError) as error:
             failures.append(f"{name}: {error.why}")
             logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
@@ -208,7 +208,7 @@ class _Lookup:
 
 def _canonical(source: Source, settings: Settings, lookup: _Lookup, reference: _Reference) -> Canonical:
     """The canonical model of a source; its entry holds a file only where the source needed a repair."""
-    key = canonical_key(source, settings, lookup.snapshot.digests)
+    key = canonical_key(source, settings, lookup.snapshot.digests, lookup.cache.store.memo)
 
     def make(folder: Path) -> dict[str, Any]:
         changes = normalise(source.path, source.files[1:], folder)
@@ -228,10 +228,11 @@ def _batching(canonical: Canonical, fixed: FixedDims, lookup: _Lookup, reference
     return Batching.from_json(lookup(batching_key(canonical.digest, fixed), make).facts)
 
 
-def _engine_folder(key: Key, make: Make, lookup: _Lookup) -> Path | None:
-    """The folder of the built engine, or None where no disk has room for it: then it is made in memory."""
+def _built(key: Key, make: Make, lookup: _Lookup) -> Built | None:
+    """The engine, built now or before; None where no disk has room for it: then it is made in memory."""
     try:
-        return lookup(key, make).path
+        entry = lookup(key, make)
+        return Built(entry.path, entry.facts)
     except CacheFullError as error:
         logger.warning('engine not kept model=%s reason="%s" next="built again at every load"', lookup.label, error.why)
         return None

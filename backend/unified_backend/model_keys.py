@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
-from unified_backend.cache import Key
+from unified_backend import verification
+from unified_backend.cache import FileMemo, Key
 from unified_backend.engines import Engine
 from unified_backend.engines.sessions import library_digests
 from unified_backend.formats import Source
+from unified_backend.graph import normalise
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 
 __all__ = ["batching_key", "canonical_key", "engine_key"]
 
 
-def canonical_key(source: Source, settings: Settings, digests: Sequence[str]) -> Key:
+def canonical_key(source: Source, settings: Settings, digests: Sequence[str], memo: FileMemo) -> Key:
     """Of the canonical model: every byte of the source, and what reads it.
 
     Args:
         digests: SHA-256 of the bytes of each of the source's files, in hex.
+        memo: remembers versions of packages that a warm load then need not import.
     """
+    import onnxruntime
+
     return Key(
         "canonical",
         {
             "format": source.format,
             "files": list(digests),
             "custom_op_library": library_digests(settings),
-            **_versions(),
+            "onnx": _version("onnx", memo),
+            "onnxruntime": onnxruntime.__version__,
+            "recipe": normalise.RECIPE,
         },
     )
 
 
 def batching_key(canonical: str, fixed: FixedDims) -> Key:
-    """Of the proof that a model can be batched.
+    """Of the proof that a model can be batched; the versions it depends on are in the canonical model's key.
 
     Args:
         canonical: digest of the canonical model's key.
         fixed: the dims that the config fixes.
     """
     dims = {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()}
-    return Key("batching", {"canonical": canonical, "fixed_dims": dims, **_versions()})
+    return Key("batching", {"canonical": canonical, "fixed_dims": dims, "recipe": verification.RECIPE})
 
 
 def engine_key(canonical: str, engine: Engine, settings: Settings) -> Key:
@@ -47,8 +57,9 @@ def engine_key(canonical: str, engine: Engine, settings: Settings) -> Key:
     return Key("engine", {"canonical": canonical, "engine": engine.name, **engine.key_fields(settings)})
 
 
-def _versions() -> dict[str, str]:
-    import onnx
-    import onnxruntime
-
-    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+def _version(package: str, memo: FileMemo) -> str:
+    """An installed package's version; importing onnx to ask for it is a quarter of a warm load."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return str(memo.recall(Path(spec.origin), "version", lambda: importlib.import_module(package).__version__))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
-__all__ = ["Canonical", "Engine", "Runner", "Threads"]
+__all__ = ["Built", "Canonical", "Engine", "Runner", "Threads"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Threads:
 
     intra_op: int
     inter_op: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """An engine on disk: the folder that `Engine.build` wrote, and the facts it returned."""
+
+    folder: Path
+    facts: Mapping[str, Any]
 
 
 class Runner(Protocol):
@@ -87,8 +95,8 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, canonical: Canonical, folder: Path | None, settings: Settings, threads: Threads) -> Runner:
-        """Load what `build` wrote; without a folder, build in memory (no disk had room).
+    def load(self, canonical: Canonical, built: Built | None, settings: Settings, threads: Threads) -> Runner:
+        """Load what was built; without it, build in memory (no disk had room).
 
         Raises:
             EngineError: it does not load.

@@ -12,8 +12,9 @@ from unified_backend.formats.onnx import read_model
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["MAX_IR_VERSION", "MAX_OPSET", "normalise"]
+__all__ = ["MAX_IR_VERSION", "MAX_OPSET", "RECIPE", "normalise"]
 
+RECIPE = 1  # part of the canonical model's key: raised when the same source would give other bytes
 MAX_OPSET = 26  # the newest of the default domain that ONNX Runtime 1.31.1 reads
 MAX_IR_VERSION = 13  # the newest that ONNX Runtime 1.31.1 reads; onnx 1.23 writes 14, whose additions are annotations
 _INITIALIZERS_NEED_NO_INPUT = 4  # IR version from which an initializer need not be listed among the graph's inputs
