@@ -15,15 +15,14 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from unified_backend import logs
-from unified_backend.errors import ConfigError, Refused, UnifiedError
+from unified_backend.errors import UnifiedError
 from unified_backend.loading import Loaded, describe, load, open_cache
-from unified_backend.pbtxt import gives_max_batch_size, read_pbtxt, to_pbtxt
+from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
+from unified_backend.repository import our_config, version_folder
 from unified_backend.serving.executor import Plan
 from unified_backend.serving.warmup import warm_up
 
 __all__ = ["check"]
-
-_BACKENDS = ("unified", "python")  # `python` with this package's model.py in the version folder
 
 
 def check(
@@ -44,8 +43,8 @@ def check(
     logs.to_standard_error(logging.WARNING)
     try:
         model_dir = model_dir.absolute()
-        label, folder = _version(model_dir, version)
-        result = _result(label, folder, _config(label, model_dir))
+        label, folder = version_folder(model_dir, version)
+        result = _result(label, folder, our_config(label, model_dir))
     except UnifiedError as error:
         if not as_json:
             raise
@@ -113,47 +112,3 @@ def _print(result: Mapping[str, Any]) -> None:
         for name, value in rows.items():
             typer.echo(f"{name}: {value}")
         typer.echo(f"\n# config.pbtxt, completed\n{result['config']}\nloads")
-
-
-def _version(model_dir: Path, wanted: int | None) -> tuple[str, Path]:
-    """The label and folder of the version to load."""
-    if not model_dir.is_dir():
-        raise Refused(
-            f"{model_dir} is not a model directory", "there is no such folder", "Name a folder of a repository"
-        )
-    versions = sorted(int(child.name) for child in model_dir.iterdir() if child.is_dir() and child.name.isdecimal())
-    if not versions:
-        raise Refused(
-            f"{model_dir} has no version folder",
-            "a model directory holds its versions in folders named by number",
-            f"Make {model_dir.name}/1/ and put the model file inside",
-        )
-    if wanted is not None and wanted not in versions:
-        listed = ", ".join(map(str, versions))
-        raise Refused(f"{model_dir} has no version {wanted}", f"it has {listed}", "Choose one of these")
-    version = versions[-1] if wanted is None else wanted
-    return f"{model_dir.name}/{version}", model_dir / str(version)
-
-
-def _config(label: str, model_dir: Path) -> dict[str, Any]:
-    """The model's config as Triton would hand it over.
-
-    Raises:
-        ConfigError: it does not parse, or is not a config for this backend and this folder.
-    """
-    config = read_pbtxt(model_dir / "config.pbtxt")
-    if config.setdefault("name", model_dir.name) != model_dir.name:
-        raise ConfigError(
-            f'{label}: config.pbtxt has name "{config["name"]}"',
-            "Triton wants the folder's name there",
-            f'Write `name: "{model_dir.name}"`, or leave the line out',
-        )
-    if "backend" not in config and model_dir.name.partition(".")[2] == "unified":
-        config["backend"] = "unified"  # as Triton's core does with what follows the first dot
-    if config.get("backend") not in _BACKENDS:
-        raise ConfigError(
-            f'{label}: config.pbtxt has backend "{config.get("backend", "")}"',
-            "another backend would get this model",
-            'Write `backend: "unified"`, or name the folder NAME.unified, with no other dot',
-        )
-    return config

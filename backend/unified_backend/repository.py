@@ -1,0 +1,87 @@
+"""A model's folder in a local repository, read as Triton's core reads it: versions, config, whose backend it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unified_backend.errors import ConfigError, Refused
+from unified_backend.pbtxt import read_pbtxt
+
+__all__ = ["backend_of", "completed_by_core", "our_config", "version_folder", "versions"]
+
+_BACKENDS = ("unified", "python")  # `python` with this package's model.py in the version folder
+
+
+def versions(model_dir: Path) -> list[int]:
+    """The versions in a model's folder, ascending."""
+    return sorted(int(child.name) for child in model_dir.iterdir() if child.is_dir() and child.name.isdecimal())
+
+
+def version_folder(model_dir: Path, wanted: int | None) -> tuple[str, Path]:
+    """The label (`model/version`) and folder of a version; the highest if none is wanted.
+
+    Raises:
+        Refused: there is no such folder or version.
+    """
+    if not model_dir.is_dir():
+        raise Refused(
+            f"{model_dir} is not a model directory", "there is no such folder", "Name a folder of a repository"
+        )
+    there = versions(model_dir)
+    if not there:
+        raise Refused(
+            f"{model_dir} has no version folder",
+            "a model directory holds its versions in folders named by number",
+            f"Make {model_dir.name}/1/ and put the model file inside",
+        )
+    if wanted is not None and wanted not in there:
+        listed = ", ".join(map(str, there))
+        raise Refused(f"{model_dir} has no version {wanted}", f"it has {listed}", "Choose one of these")
+    version = there[-1] if wanted is None else wanted
+    return f"{model_dir.name}/{version}", model_dir / str(version)
+
+
+def our_config(label: str, model_dir: Path) -> dict[str, Any]:
+    """The config of a model of this backend, as Triton would hand it over.
+
+    Raises:
+        ConfigError: it does not parse, or is not a config for this backend and this folder.
+    """
+    config = completed_by_core(model_dir)
+    if config["name"] != model_dir.name:
+        raise ConfigError(
+            f'{label}: config.pbtxt has name "{config["name"]}"',
+            "Triton wants the folder's name there",
+            f'Write `name: "{model_dir.name}"`, or leave the line out',
+        )
+    if config.get("backend") not in _BACKENDS:
+        raise ConfigError(
+            f'{label}: config.pbtxt has backend "{config.get("backend", "")}"',
+            "another backend would get this model",
+            'Write `backend: "unified"`, or name the folder NAME.unified, with no other dot',
+        )
+    return config
+
+
+def completed_by_core(model_dir: Path) -> dict[str, Any]:
+    """config.pbtxt with what Triton's core adds by itself: the name, and `unified` out of a folder's NAME.unified.
+
+    Raises:
+        ConfigError: it does not parse.
+    """
+    config = read_pbtxt(model_dir / "config.pbtxt")
+    config.setdefault("name", model_dir.name)
+    if "backend" not in config and model_dir.name.partition(".")[2] == "unified":
+        config["backend"] = "unified"  # as Triton's core does with what follows the first dot
+    return config
+
+
+def backend_of(model_dir: Path) -> str:
+    """Which backend gets a model, in words for a person where the config leaves it open.
+
+    Raises:
+        ConfigError: config.pbtxt does not parse.
+    """
+    config = completed_by_core(model_dir)
+    return str(config.get("backend") or config.get("platform") or "not named")
