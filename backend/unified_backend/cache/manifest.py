@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from unified_backend.cache.keys import SCHEMA, Key
 __all__ = ["MANIFEST", "SIGNATURE", "DamagedError", "FileRecord", "Manifest", "artefacts", "damage", "record_files"]
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+_KIND = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class DamagedError(Exception):
@@ -86,6 +88,9 @@ class Manifest:
             found = manifest.key.digest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"unreadable manifest: {type(error).__name__}: {error}") from None
+        # The kind is part of paths; it may come from an archive or a store that others write to.
+        if not _KIND.fullmatch(manifest.key.kind):
+            raise DamagedError(f"manifest of a kind that cannot be, {manifest.key.kind[:40]!r}")
         if found != digest:
             raise DamagedError(f"manifest of another key, {found[:12]}")
         if bad := next((name for name in files if not _stays_inside(name)), None):
