@@ -118,6 +118,26 @@ class Cache:
             self.evict()
         return entry
 
+    def adopt(self, key: Key, fetch: Callable[[Path], object]) -> bool:
+        """Publish an entry that was made elsewhere; False if it is here already.
+
+        Args:
+            fetch: fills an empty folder, manifest and signature included, and checks all of it. What it raises is
+                raised, and nothing is published.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        with self.store.one_maker(key):
+            if found := self.store.read(key):
+                _let_go(found[2])
+                return False
+            with self.store.aside(key) as aside:
+                fetch(aside)
+                _let_go(self.store.publish(aside, key)[1])
+        self.evict()
+        return True
+
     def evict(self, limit: int | None = None) -> Evicted:
         """Make room; see `evict`."""
         return evict(self.store, self.limit if limit is None else limit)
@@ -234,6 +254,11 @@ class Cache:
         if earlier := self._held.pop(key.digest, None):
             earlier.release()
         self._held[key.digest] = hold
+
+
+def _let_go(hold: Hold | None) -> None:
+    if hold:
+        hold.release()
 
 
 def _call(make: Make, folder: Path) -> dict[str, Any]:

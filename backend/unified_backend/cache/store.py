@@ -61,7 +61,7 @@ class Store:
     def __init__(self, root: Path, signer: Signer | None = None) -> None:
         self.root = root
         self.signer = signer
-        self.memo = FileMemo(root / "memo")
+        self.memo = FileMemo(root / "memo", signer.memo_secret if signer else None)
         self.usage = Usage(root / "usage")
 
     def place(self, key: Key) -> Path:
@@ -87,25 +87,30 @@ class Store:
             if hold:
                 hold.release()
 
-    def read(self, key: Key) -> tuple[Path, Manifest, Hold | None] | None:
-        """This key's entry, held for as long as the Hold lives; a damaged one is set aside and None returned."""
+    def read(self, key: Key, repair: bool = True) -> tuple[Path, Manifest, Hold] | None:
+        """This key's entry, held for as long as the Hold lives; None if there is none, or a damaged one.
+
+        Args:
+            repair: set a damaged one aside, for which the caller is this key's one maker: what lies there a moment
+                later may be another maker's, whole and in use.
+        """
         place = self.place(key)
+        hold: Hold | None = None
         try:
+            # A link's target could change under the memo's eyes; a file is nothing that was published.
+            if place.is_symlink():
+                raise DamagedError("its folder is a symbolic link")
             hold = Hold.take(place / MANIFEST)
-        except OSError as error:
-            if place.is_dir():
-                self.quarantine(place, f"no readable manifest ({error.strerror})")
-            return None
-        if hold is None:
-            return None
-        try:
+            if hold is None:
+                return None
             manifest = self._checked(place, hold.read(), self.memo.digest)
-        except DamagedError as error:
-            hold.release()
-            self.quarantine(place, str(error))
-            return None
-        except OSError:
-            hold.release()
+        except (DamagedError, OSError) as error:
+            # What cannot even be looked at (another user's folder) cannot be set aside either.
+            if repair and os.path.lexists(place):
+                self.quarantine(place, str(error) if isinstance(error, DamagedError) else _reason(error))
+            # Held until now: nobody else can take it for evictable, and its place for that of a new one.
+            if hold:
+                hold.release()
             return None
         # Not the files' own times: those are what the memo recognises them by.
         with contextlib.suppress(OSError):
@@ -147,7 +152,8 @@ class Store:
             if found := self.read(key):
                 return found[0], found[2]
             raise
-        _sync_folder(place.parent)
+        with contextlib.suppress(OSError):  # it is there, and whole: at worst a power cut takes it away again
+            _sync_folder(place.parent)
         return place, hold
 
     def seal(self, aside: Path, manifest: Manifest) -> None:
@@ -157,9 +163,13 @@ class Store:
         if self.signer:
             (aside / SIGNATURE).write_bytes(self.signer.sign(data))
 
+    def places(self) -> list[Path]:
+        """The folder of every entry, damaged ones too."""
+        return sorted((self.root / "entries").glob("*/*/*"))
+
     def entries(self) -> Iterator[Stored]:
         """Every entry whose manifest can be read, in no order; none is touched or checked."""
-        for path in sorted((self.root / "entries").glob("*/*/*")):
+        for path in self.places():
             try:
                 manifest = Manifest.from_bytes((path / MANIFEST).read_bytes(), path.name)
                 last_used = (path / MANIFEST).stat().st_mtime
@@ -173,12 +183,13 @@ class Store:
         Raises:
             OSError: it cannot be removed.
         """
-        with unheld(place / MANIFEST) as free:
+        manifest = place / MANIFEST
+        with unheld(manifest if os.path.lexists(manifest) else place) as free:
             if not free:
                 return False
             grave = self._elsewhere("making", place)
             place.rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
+        _clear(grave)
         return True
 
     def quarantine(self, place: Path, reason: str) -> None:
@@ -192,8 +203,8 @@ class Store:
         except OSError as error:
             logger.warning('cache entry not moved aside entry=%s reason="%s"', place.name[:12], error.strerror)
             return
-        for old in sorted((self.root / "quarantine").iterdir(), key=_made_at)[:-_QUARANTINED_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in sorted((self.root / "quarantine").iterdir(), key=_moved_at)[:-_QUARANTINED_KEPT]:
+            _clear(old)
 
     def sweep(self) -> None:
         """Remove what processes that died left behind."""
@@ -203,7 +214,7 @@ class Store:
                     continue
                 with unheld(left) as abandoned:
                     if abandoned:
-                        shutil.rmtree(left, ignore_errors=True)
+                        _clear(left)
 
     def _checked(self, place: Path, data: bytes, digest: Callable[[Path], str]) -> Manifest:
         manifest = Manifest.from_bytes(data, place.name)
@@ -220,8 +231,22 @@ class Store:
         return target
 
 
-def _made_at(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
+def _moved_at(path: Path) -> int:
+    """When it was set aside, from its name; what has another name was not, and goes first."""
+    moment = path.name.rpartition("-")[2]
+    return int(moment) if moment.isdecimal() else 0
+
+
+def _reason(error: OSError) -> str:
+    return f"{Path(error.filename).name if error.filename else 'it'} cannot be read ({error.strerror or error})"
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, or the file that somebody put in the place of one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

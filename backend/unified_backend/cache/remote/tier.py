@@ -7,9 +7,12 @@ push one key at once cannot tear it: the first wins, whole.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,11 +52,17 @@ class Remote:
         self._partial = folder / "partial"
         self._signer = signer
         self._breaker = Breaker(folder / "remote", self.objects.url)
+        self._refused: dict[str, str] = {}
 
     @property
     def url(self) -> str:
         """Where it is, without credentials."""
         return self.objects.url
+
+    @property
+    def left_alone(self) -> dict[str, str]:
+        """Operation (`read`, `write`) -> why this host does not ask the store for it now."""
+        return self._breaker.reasons()
 
     def pull(self, key: Key, folder: Path, partial: Path | None = None) -> Manifest | None:
         """Fetch this key's entry into an empty folder, manifest and signature included.
@@ -83,6 +92,17 @@ class Remote:
             _empty(folder)
         return found
 
+    def fetch(self, key: Key, folder: Path) -> Manifest | None:
+        """`pull` for a person who waits for the answer: asks a store that is left alone too, and says how it fails.
+
+        Raises:
+            RemoteError: the store does not answer.
+            OSError: the disk is full or cannot be written.
+        """
+        found = self._pull(key, folder, self._partial)
+        self._breaker.succeeded("read")
+        return found
+
     def pull_or_lease(self, key: Key, folder: Path) -> Manifest | Lease | None:
         """Fetch the entry, or get the right to build it; waits while another host has it, saying so every ten seconds.
 
@@ -102,11 +122,12 @@ class Remote:
                 return None
             try:
                 free = watch.look()
-                if free and (lease := acquire(self.objects, free)):
-                    return lease
+                lease = acquire(self.objects, free) if free else None
             except RemoteError as error:
                 self._failed("write", error)
                 return None
+            if lease:
+                return self._pulled_under(lease, key, folder) or lease
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
                 waited = reported - began
@@ -114,6 +135,16 @@ class Remote:
                     'waiting kind=%s key=%s maker="%s" seconds=%.0f', key.kind, key.digest[:12], watch.holder, waited
                 )
             time.sleep(_LOOK_SECONDS)
+
+    def _pulled_under(self, lease: Lease, key: Key, folder: Path) -> Manifest | None:
+        """The entry, if whoever had the lease before pushed it after this host's look for it; the lease is given back."""
+        found = None
+        try:
+            found = self.pull(key, folder)
+        finally:
+            if found or sys.exception():
+                lease.release()
+        return found
 
     def push(self, place: Path, key: Key) -> bool:
         """Send an entry of this host; False if the store has it already.
@@ -165,25 +196,35 @@ class Remote:
         envelope = self.objects.get(_path(key))
         if envelope is None:
             return None
+        seen = hashlib.sha256(envelope).hexdigest()
+        if self._refused.get(key.digest) == seen:
+            return None  # the same as at the last look, while another host builds a better one
         try:
             manifest, data, signature = self._opened(envelope, key.digest)
+            self._fetch_files(manifest, folder, partial)
         except DamagedError as error:
+            self._refused[key.digest] = seen
             _warn_untrusted(key.digest, error)
             return None
-        for name, record in manifest.files.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            blob = f"blobs/{record.sha256}"
-            try:
-                fetch(self.objects, blob, record, target, partial)
-            except DamagedError as error:
-                _warn_untrusted(key.digest, error)
-                self.objects.delete(blob)  # or the next push would take it for there
-                return None
         (folder / MANIFEST).write_bytes(data)
         if signature is not None:
             (folder / SIGNATURE).write_bytes(signature)
         return manifest
+
+    def _fetch_files(self, manifest: Manifest, folder: Path, partial: Path) -> None:
+        for name, record in manifest.files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            blob = f"blobs/{record.sha256}"
+            if self.objects.size(blob) != record.size:
+                raise DamagedError(f"the object {blob[:18]} of {name} is missing or has the wrong size")
+            try:
+                fetch(self.objects, blob, record, target, partial)
+            except DamagedError:
+                # Or the next push would take it for there. A host that may not delete leaves it to one that may.
+                with contextlib.suppress(RemoteError):
+                    self.objects.delete(blob)
+                raise
 
     def _opened(self, envelope: bytes, digest: str) -> tuple[Manifest, bytes, bytes | None]:
         """Manifest, its bytes, and the signature file's bytes.
