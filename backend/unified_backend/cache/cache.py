@@ -5,11 +5,10 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import errno
-import functools
 import logging
+import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,21 +18,18 @@ from typing import Any, Literal, Self
 from unified_backend.cache.eviction import Evicted, default_limit, evict
 from unified_backend.cache.holds import Hold
 from unified_backend.cache.keys import Key
+from unified_backend.cache.making import Make, called, private_folder
 from unified_backend.cache.manifest import Manifest, record_files
 from unified_backend.cache.outbox import Outbox, Sent
 from unified_backend.cache.remote import Lease, Remote
 from unified_backend.cache.signing import Signer, read_signer
 from unified_backend.cache.store import Store
-from unified_backend.errors import CacheError, CacheFullError, NotCachedError
+from unified_backend.errors import CacheFullError, NotCachedError
 from unified_backend.settings import CacheSettings
 
 __all__ = ["Cache", "Entry"]
 
 logger = logging.getLogger(__name__)
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-Make = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +70,7 @@ class Cache:
         self.outbox = Outbox(self.store)
         self._limit = limit
         self._held: dict[str, Hold] = {}
+        self._warned: set[str] = set()
 
     @classmethod
     def from_settings(cls, settings: CacheSettings, root: Path | None = None) -> Self:
@@ -106,16 +103,16 @@ class Cache:
             NotCachedError: `required`, and it is neither here nor in the remote tier.
             CacheFullError: there is no room to make it anywhere.
         """
-        if entry := self._found(key):
+        if entry := self._found(key, repair=False):
             return entry
         try:
             with self.store.one_maker(key):
                 entry = self._found(key) or self._pulled_or_made(key, make, model, required)
         except OSError as error:
-            logger.warning('cache not writable folder=%s reason="%s" made=unshared', self.root, error.strerror or error)
-            entry = self._unshared(key, make, model, required)
-        if entry.origin != "hit":
-            self.evict()
+            self._warn(error)
+            entry = self._found(key) or self._unshared(key, make, model, required)
+        if entry.origin != "hit" and entry.path.is_relative_to(self.store.place(key)):
+            self._make_room()
         return entry
 
     def adopt(self, key: Key, fetch: Callable[[Path], object]) -> bool:
@@ -160,8 +157,21 @@ class Cache:
     ) -> None:
         self.close()
 
-    def _found(self, key: Key) -> Entry | None:
-        found = self.store.read(key)
+    def _make_room(self) -> None:
+        try:
+            self.evict()
+        except OSError as error:
+            logger.warning('cache not evicted folder=%s reason="%s"', self.root, error.strerror or error)
+
+    def _warn(self, reason: OSError | str) -> None:
+        """Say once why what is made here is for this process alone: a full disk meets every entry of a load."""
+        why = reason if isinstance(reason, str) else reason.strerror or str(reason)
+        if why not in self._warned:
+            self._warned.add(why)
+            logger.warning('cache not written folder=%s reason="%s" made=unshared', self.root, why)
+
+    def _found(self, key: Key, repair: bool = True) -> Entry | None:
+        found = self.store.read(key, repair)
         if found is None:
             return None
         path, manifest, hold = found
@@ -191,14 +201,14 @@ class Cache:
     def _made(self, key: Key, aside: Path, make: Make, model: str) -> Entry:
         if self.store.signer and not self.store.signer.can_sign:
             # It could be published only unsigned, to be refused by everybody, this host included.
-            logger.warning("entry made=unshared kind=%s reason=%r", key.kind, "the key of this host only verifies")
+            self._warn("the key of this host only verifies")
             return self._unshared(key, make, model)
         began = time.monotonic()
         try:
-            facts = _call(make, aside)
-        except CacheFullError as error:
-            logger.warning('cache disk full folder=%s reason="%s" made=unshared', self.root, error.why)
-            shutil.rmtree(aside)  # room for others
+            facts = called(make, aside)
+        except CacheFullError:
+            self._warn(os.strerror(errno.ENOSPC))
+            shutil.rmtree(aside, ignore_errors=True)  # room for others
             return self._unshared(key, make, model)
         made = {
             "model": model,
@@ -216,7 +226,7 @@ class Cache:
             place, hold = self.store.publish(aside, key)
         except OSError as error:
             # What was made is whole and in hand: it is used from where it is, out of the cleaner's reach.
-            logger.warning('entry not published kind=%s reason="%s" made=unshared', key.kind, error.strerror or error)
+            self._warn(error)
             kept = aside.with_name(f"{aside.name}.unshared")
             aside.rename(kept)
             atexit.register(shutil.rmtree, kept, ignore_errors=True)
@@ -227,12 +237,26 @@ class Cache:
 
     def _unshared(self, key: Key, make: Make, model: str, required: bool = False) -> Entry:
         """The entry in a folder of this process alone."""
-        folder = Path(tempfile.mkdtemp(dir=_private_folder()))
-        if self.remote and (manifest := self.remote.pull(key, folder, partial=folder.with_suffix(".partial"))):
-            return Entry(folder, manifest.facts, "pulled")
-        if required:
-            raise NotCachedError(model, key.kind, key.digest)
-        return Entry(folder, _call(make, folder), "made")
+        folder = private_folder()
+        try:
+            if self.remote and (manifest := self._pulled_privately(key, folder)):
+                return Entry(folder, manifest.facts, "pulled")
+            if required:
+                raise NotCachedError(model, key.kind, key.digest)
+            return Entry(folder, called(make, folder), "made")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _pulled_privately(self, key: Key, folder: Path) -> Manifest | None:
+        assert self.remote
+        try:
+            return self.remote.pull(key, folder, partial=folder.with_suffix(".partial"))
+        except OSError as error:
+            self._warn(error)
+            shutil.rmtree(folder)
+            folder.mkdir()
+            return None
 
     def _send(self, key: Key, lease: Lease | None) -> None:
         """Have what was published pushed, in its own time; the pusher takes the lease over."""
@@ -259,24 +283,3 @@ class Cache:
 def _let_go(hold: Hold | None) -> None:
     if hold:
         hold.release()
-
-
-def _call(make: Make, folder: Path) -> dict[str, Any]:
-    """Run a maker; its own OSErrors are its failure, not the cache's."""
-    try:
-        return dict(make(folder))
-    except OSError as error:
-        kind = CacheFullError if error.errno in _FULL else CacheError
-        raise kind(
-            "a cache entry could not be made",
-            f"{error.filename or folder}: {error.strerror or error}",
-            "Make room, or choose another folder with TRITON_UNIFIED_CACHE",
-        ) from error
-
-
-@functools.cache
-def _private_folder() -> str:
-    """A temporary folder that is removed when the process ends."""
-    folder = tempfile.mkdtemp(prefix="triton-unified-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ class Evicted:
     Attributes:
         removed: entries that are gone.
         held: entries that were due and stay, because a live process uses them.
-        size: bytes of the entries that are left.
+        size: bytes that are left, of entries and of what is in quarantine or of another version.
     """
 
     removed: Sequence[Stored]
@@ -35,7 +36,7 @@ class Evicted:
 
 def default_limit(root: Path) -> int:
     """Bytes: 20 GB or a fifth of the disk that holds `root`, whichever is less."""
-    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    existing = next(folder for folder in (root, *root.parents) if os.path.exists(folder))  # noqa: PTH110 - never raises
     return min(_DEFAULT_BYTES, int(_DEFAULT_SHARE * shutil.disk_usage(existing).total))
 
 
@@ -46,22 +47,30 @@ def evict(store: Store, limit: int) -> Evicted:
     keeps the cache above its limit, it is above its limit.
     """
     store.sweep()
-    entries = sorted(store.entries(), key=lambda entry: entry.last_used)
-    size = sum(entry.manifest.size for entry in entries)
+    due: list[tuple[float, int, Path, Stored | None]] = [
+        (entry.last_used, entry.manifest.size, entry.path, entry) for entry in store.entries()
+    ]
+    due += [(used, size, path, None) for path, size, used in store.strays()]
+    left = sum(size for _, size, _, _ in due)
     removed: list[Stored] = []
     held: list[Stored] = []
-    for entry in entries:
-        if size <= limit:
+    refused: dict[str, str] = {}
+    for _, size, path, entry in sorted(due, key=lambda one: one[0]):
+        if left <= limit:
             break
         try:
-            gone = store.remove(entry.path)
+            gone = store.remove(path)
         except FileNotFoundError:
             gone = True  # another process was quicker
         except OSError as error:
-            logger.warning('cache entry not evicted entry=%s reason="%s"', entry.digest[:12], error.strerror)
-            break
-        (removed if gone else held).append(entry)
-        size -= entry.manifest.size if gone else 0
+            refused[path.name[:12]] = error.strerror or str(error)
+            continue
+        left -= size if gone else 0
+        if entry:
+            (removed if gone else held).append(entry)
+    if refused:
+        entries = ",".join(refused)
+        logger.warning('cache entries not evicted entries=%s reason="%s"', entries, "; ".join({*refused.values()}))
     if removed:
-        logger.info("cache evicted entries=%d bytes_left=%d limit=%d held=%d", len(removed), size, limit, len(held))
-    return Evicted(removed, held, size)
+        logger.info("cache evicted entries=%d bytes_left=%d limit=%d held=%d", len(removed), left, limit, len(held))
+    return Evicted(removed, held, left)

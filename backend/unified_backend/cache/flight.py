@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -50,11 +51,12 @@ def one_at_a_time(folder: Path, name: str, what: str) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            logger.warning('no locks folder=%s reason="%s" next="two processes may make one entry"', folder, error)
+            _warn_no_locks(folder, error.strerror or str(error))
             break
     try:
         if locked:
-            owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
+            with suppress(OSError):  # who waits is told less
+                owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         if locked:
@@ -73,6 +75,11 @@ def being_made(folder: Path, name: str) -> bool:
         return True
     lock.release()
     return False
+
+
+@functools.cache
+def _warn_no_locks(folder: Path, reason: str) -> None:
+    logger.warning('no locks folder=%s reason="%s" next="two processes may make one entry"', folder, reason)
 
 
 def _who(owner: Path) -> str:

@@ -6,13 +6,18 @@ where the cache is mounted read-only.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Hold", "unheld"]
+__all__ = ["Hold", "clear", "remove_abandoned", "unheld"]
+
+_ABANDONED_SECONDS = 60.0  # a folder is taken hold of at once after it was made: this is plenty
 
 
 class Hold:
@@ -28,7 +33,8 @@ class Hold:
         Raises:
             OSError: there is no such file, or it cannot be opened.
         """
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not through a link, nor waiting for a pipe's other end: neither is what was published.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             # A filesystem without locks is left with the eviction order alone to protect what is in use.
             with suppress(OSError):
@@ -37,7 +43,7 @@ class Hold:
                 except BlockingIOError:
                     os.close(handle)
                     return None
-            if os.fstat(handle).st_ino == path.stat().st_ino:
+            if _is_at(handle, path):
                 return cls(handle)
         except BaseException:
             os.close(handle)
@@ -66,13 +72,41 @@ def unheld(path: Path) -> Iterator[bool]:
         OSError: it cannot be opened, or its filesystem has no locks.
     """
     # A file is opened for writing, as network filesystems want for an exclusive lock.
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    access = os.O_RDONLY if path.is_dir() else os.O_RDWR
+    handle = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
+        # Somebody may have removed it since it was opened, and another have published anew: that one is not locked.
+        if not _is_at(handle, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         yield True
     finally:
         os.close(handle)
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Remove the folders that nobody holds any more: their makers are dead. What cannot be removed stays."""
+    for folder in folders:
+        with suppress(OSError):
+            if time.time() - folder.lstat().st_mtime < _ABANDONED_SECONDS:
+                continue
+            with unheld(folder) as abandoned:
+                if abandoned:
+                    clear(folder)
+
+
+def clear(path: Path) -> None:
+    """Remove a folder, or the file that somebody put in the place of one; what cannot be removed stays."""
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    return os.path.samestat(os.fstat(handle), path.lstat())

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["SCHEMA", "Key"]
 
 # Of entries on disk and in a remote tier: raised when their layout or the meaning of a key field changes.
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
     def to_bytes(self) -> bytes:
-        """The manifest as it is stored, and signed."""
+        """The manifest as it is stored, and signed: its last field is the SHA-256 of the text without that field."""
         value = {
             "schema": SCHEMA,
             "kind": self.key.kind,
@@ -61,7 +61,7 @@ class Manifest:
             "files": {name: dataclasses.asdict(record) for name, record in self.files.items()},
             "made": dict(self.made),
         }
-        return json.dumps(value, indent=1).encode()
+        return _text({**value, "sha256": hashlib.sha256(_text(value)).hexdigest()})
 
     @classmethod
     def from_bytes(cls, data: bytes, digest: str) -> Manifest:
@@ -86,13 +86,17 @@ class Manifest:
                 Key(str(value["kind"]), dict(value["key"])), dict(value["facts"]), files, dict(value["made"])
             )
             found = manifest.key.digest
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            written = manifest.to_bytes()
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedError(f"unreadable manifest: {type(error).__name__}: {error}") from None
         # The kind is part of paths; it may come from an archive or a store that others write to.
         if not _KIND.fullmatch(manifest.key.kind):
             raise DamagedError(f"manifest of a kind that cannot be, {manifest.key.kind[:40]!r}")
         if found != digest:
             raise DamagedError(f"manifest of another key, {found[:12]}")
+        # Facts are used as they are, so a flipped bit in them would be a wrong answer as one in a file would.
+        if written != data:
+            raise DamagedError("manifest has the wrong SHA-256")
         if bad := next((name for name in files if not _stays_inside(name)), None):
             raise DamagedError(f"manifest names {bad!r}, which is not a file of the entry")
         return manifest
@@ -109,7 +113,8 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 def artefacts(folder: Path) -> dict[str, Path]:
     """The files below `folder` that are neither manifest nor signature, by their relative name."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
+    below = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    found = {path.relative_to(folder).as_posix(): path for path in below}
     return {name: path for name, path in found.items() if name not in (MANIFEST, SIGNATURE)}
 
 
@@ -132,6 +137,10 @@ def damage(folder: Path, manifest: Manifest, digest: Callable[[Path], str]) -> s
     return None
 
 
+def _text(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
 def _stays_inside(name: str) -> bool:
     """Whether a file name from a manifest is a plain relative path below its folder."""
     path = PurePosixPath(name)
@@ -140,6 +149,6 @@ def _stays_inside(name: str) -> bool:
         and not path.is_absolute()
         and path.as_posix() == name
         and not {"..", "."} & set(path.parts)
-        and not set(name) & set("\\\0:")
+        and "\0" not in name
         and name not in (MANIFEST, SIGNATURE)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
 import time
@@ -16,16 +17,23 @@ __all__ = ["FileMemo", "Snapshot"]
 # A file changed within the clock granularity of its own mtime looks unchanged afterwards ("racy git"); two seconds
 # covers every filesystem in use (FAT has the coarsest stamps).
 _SETTLED_SECONDS = 2.0
+_SECOND_NS = 10**9
 
 
 class FileMemo:
     """Facts about files by device, inode, size, mtime and ctime, kept as one small JSON file an inode.
 
     A memo that cannot be written (read-only cache) is only slower: the fact is worked out again next time.
+
+    Args:
+        folder: where it is kept.
+        secret: authenticates the notes: one that was not written with it is not believed, so that who can write to the
+            folder cannot pass changed bytes off as those of a signed entry.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, secret: bytes | None = None) -> None:
         self._folder = folder
+        self._secret = secret
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the file's bytes, in hex; an unchanged file is not read again."""
@@ -41,14 +49,39 @@ class FileMemo:
         """
         before = _identity(path)
         note = self._folder / f"{before['device']}-{before['inode']}.json"
-        known = _read(note)
+        known = self._read(note)
         if known.get("file") == before and fact in known["facts"]:
             return known["facts"][fact]
         value = find_out()
         if _settled(before) and _identity(path) == before:
             facts = known["facts"] if known.get("file") == before else {}
-            _write(note, {"file": before, "facts": {**facts, fact: value}})
+            self._write(note, {"file": before, "facts": {**facts, fact: value}})
         return value
+
+    def _read(self, note: Path) -> dict[str, Any]:
+        try:
+            known = json.loads(note.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        if not isinstance(known, dict) or not isinstance(known.get("facts"), dict):
+            return {}
+        mark = str(known.pop("mark", ""))
+        return known if hmac.compare_digest(mark.encode(), self._mark(known).encode()) else {}
+
+    def _write(self, note: Path, known: dict[str, Any]) -> None:
+        aside = note.with_name(f"{note.name}.{os.getpid()}.{time.monotonic_ns()}")
+        with contextlib.suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps({**known, "mark": self._mark(known)}))
+            aside.replace(note)
+
+    def _mark(self, known: Mapping[str, Any]) -> str:
+        text = json.dumps(known, sort_keys=True).encode()
+        return (
+            hashlib.sha256(text).hexdigest()
+            if self._secret is None
+            else hmac.digest(self._secret, text, "sha256").hex()
+        )
 
 
 class Snapshot:
@@ -75,7 +108,14 @@ class Snapshot:
 
 
 def _settled(identity: Mapping[str, int]) -> bool:
-    return time.time_ns() - max(identity["mtime_ns"], identity["ctime_ns"]) > _SETTLED_SECONDS * 1e9
+    """Whether these times and this inode will be other ones after any change.
+
+    Where ctime is a whole second, no kernel took it from its clock: file systems out of an image (SquashFS, EROFS) and
+    in front of an object store make it, and inode numbers too, from what they have, alike for different bytes.
+    """
+    if identity["ctime_ns"] % _SECOND_NS == 0:
+        return False
+    return time.time_ns() - max(identity["mtime_ns"], identity["ctime_ns"]) > _SETTLED_SECONDS * _SECOND_NS
 
 
 def _identity(path: Path) -> dict[str, int]:
@@ -92,19 +132,3 @@ def _identity(path: Path) -> dict[str, int]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(note: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(note.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) and isinstance(known.get("facts"), dict) else {}
-
-
-def _write(note: Path, known: dict[str, Any]) -> None:
-    aside = note.with_name(f"{note.name}.{os.getpid()}.{time.monotonic_ns()}")
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(known))
-        aside.replace(note)

@@ -7,23 +7,36 @@ import binascii
 import hashlib
 import hmac
 import json
+import secrets
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from unified_backend.cache.manifest import DamagedError
 from unified_backend.errors import CacheError
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 __all__ = ["Signer", "read_signer"]
 
 _PURPOSE = b"triton-unified cache entry\n"  # a signature made for something else never passes here
+_MEMO = b"triton-unified file memo\n"
 _SHORTEST_SECRET = 16
 
 
 class Signer(Protocol):
-    """Signs manifests, and tells its own signatures from others."""
+    """Signs manifests, and tells its own signatures from others.
+
+    Attributes:
+        name: of the key, without anything of it.
+        can_sign: whether it is more than a public key.
+        memo_secret: what the memo of files is authenticated with; of a host that cannot sign, only this process knows
+            it: whatever it kept on disk, anybody could write.
+    """
 
     name: str
     can_sign: bool
+    memo_secret: bytes
 
     def sign(self, manifest: bytes) -> bytes:
         """The signature file's content."""
@@ -50,7 +63,8 @@ def read_signer(file: Path) -> Signer:
         content = file.read_bytes()
     except OSError as error:
         raise _unusable(file, error.strerror or str(error)) from None
-    if content.lstrip().startswith(b"-----BEGIN"):
+    # A public key taken for a secret would be one that everybody knows: look for one wherever it begins.
+    if b"-----BEGIN" in content or content.lstrip().startswith((b"ssh-", b"ecdsa-", b"sk-")):
         return _ed25519(file, content)
     secret = content.strip()
     if len(secret) < _SHORTEST_SECRET:
@@ -66,6 +80,7 @@ class _Hmac:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self.name = f"hmac-sha256:{hashlib.sha256(_PURPOSE + secret).hexdigest()[:12]}"
+        self.memo_secret = hmac.digest(secret, _MEMO, "sha256")
 
     def sign(self, manifest: bytes) -> bytes:
         return _envelope(self.name, hmac.digest(self._secret, _PURPOSE + manifest, "sha256"))
@@ -79,22 +94,24 @@ class _Hmac:
 class _Ed25519:
     """Ed25519 (RFC 8032), through `cryptography`."""
 
-    def __init__(self, private: object | None, public: object) -> None:
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+    def __init__(self, private: Ed25519PrivateKey | None, public: Ed25519PublicKey) -> None:
         self._private, self._public = private, public
         self.can_sign = private is not None
-        raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)  # type: ignore[attr-defined]
-        self.name = f"ed25519:{hashlib.sha256(raw).hexdigest()[:12]}"
+        self.name = f"ed25519:{hashlib.sha256(public.public_bytes_raw()).hexdigest()[:12]}"
+        self.memo_secret = (
+            hmac.digest(private.private_bytes_raw(), _MEMO, "sha256") if private else secrets.token_bytes(32)
+        )
 
     def sign(self, manifest: bytes) -> bytes:
-        return _envelope(self.name, self._private.sign(_PURPOSE + manifest))  # type: ignore[union-attr]
+        if self._private is None:
+            raise ValueError("a public key does not sign")
+        return _envelope(self.name, self._private.sign(_PURPOSE + manifest))
 
     def verify(self, manifest: bytes, signature: bytes | None) -> None:
         from cryptography.exceptions import InvalidSignature
 
         try:
-            self._public.verify(_opened(self.name, signature), _PURPOSE + manifest)  # type: ignore[attr-defined]
+            self._public.verify(_opened(self.name, signature), _PURPOSE + manifest)
         except InvalidSignature:
             raise DamagedError("wrong signature") from None
 
@@ -111,7 +128,7 @@ def _ed25519(file: Path, content: bytes) -> Signer:
             "pip install 'triton-unified-backend[fleet]', or use a shared secret",
         ) from None
     try:
-        if b"PRIVATE KEY-----" in content.partition(b"\n")[0]:
+        if b"PRIVATE KEY-----" in content:
             key: object = serialization.load_pem_private_key(content, password=None)
         else:
             key = serialization.load_pem_public_key(content)
@@ -143,8 +160,10 @@ def _opened(name: str, signature: bytes | None) -> bytes:
     try:
         value = json.loads(signature)
         by, raw = str(value["key"]), base64.b64decode(value["signature"], validate=True)
-    except (ValueError, KeyError, TypeError, binascii.Error):
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise DamagedError("unreadable signature") from None
     if by != name:
         raise DamagedError(f"signed with the key {by[:40]}, not {name}")
+    if signature != _envelope(by, raw):
+        raise DamagedError("unreadable signature")  # Base64 has several spellings of the same bytes
     return raw

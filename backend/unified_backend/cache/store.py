@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from unified_backend.cache.flight import one_at_a_time
-from unified_backend.cache.holds import Hold, unheld
+from unified_backend.cache.holds import Hold, clear, remove_abandoned, unheld
 from unified_backend.cache.keys import Key
-from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, damage
+from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, artefacts, damage
 from unified_backend.cache.memo import FileMemo
 from unified_backend.cache.signing import Signer
 from unified_backend.cache.usage import Usage
@@ -26,7 +27,8 @@ __all__ = ["Store", "Stored"]
 logger = logging.getLogger(__name__)
 
 _QUARANTINED_KEPT = 4
-_ABANDONED_SECONDS = 60.0  # a folder in `making` is taken hold of at once after it was made: this is plenty
+# Errors that say nothing of the entry: no handle or memory left, or another user's file.
+_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Store:
         """An empty folder on the same disk to make an entry in; what is left of it afterwards is removed."""
         making = self.root / "making"
         making.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{key.digest[:12]}-", dir=making))
+        # Not mkdtemp: what it makes only this user can read, and an image built by root serves as another.
+        folder = making / f"{key.digest[:12]}-{uuid.uuid4().hex[:12]}"
+        folder.mkdir()
         hold = Hold.take(folder)
         try:
             yield folder
@@ -105,10 +109,9 @@ class Store:
                 return None
             manifest = self._checked(place, hold.read(), self.memo.digest)
         except (DamagedError, OSError) as error:
-            # What cannot even be looked at (another user's folder) cannot be set aside either.
             if repair and os.path.lexists(place):
-                self.quarantine(place, str(error) if isinstance(error, DamagedError) else _reason(error))
-            # Held until now: nobody else can take it for evictable, and its place for that of a new one.
+                self._refuse(place, error)
+            # Held until now: nobody can take it for evictable meanwhile, and then remove what has come in its place.
             if hold:
                 hold.release()
             return None
@@ -189,7 +192,7 @@ class Store:
                 return False
             grave = self._elsewhere("making", place)
             place.rename(grave)
-        _clear(grave)
+        clear(grave)
         return True
 
     def quarantine(self, place: Path, reason: str) -> None:
@@ -203,18 +206,41 @@ class Store:
         except OSError as error:
             logger.warning('cache entry not moved aside entry=%s reason="%s"', place.name[:12], error.strerror)
             return
-        for old in sorted((self.root / "quarantine").iterdir(), key=_moved_at)[:-_QUARANTINED_KEPT]:
-            _clear(old)
+        for old in sorted(self._quarantined(), key=_moved_at)[:-_QUARANTINED_KEPT]:
+            clear(old)
 
     def sweep(self) -> None:
         """Remove what processes that died left behind."""
-        for left in (self.root / "making").glob("*"):
+        remove_abandoned((self.root / "making").glob("*"))
+
+    def strays(self) -> Iterator[tuple[Path, int, float]]:
+        """What takes room and is no entry: of another version's schema, damaged, or in quarantine.
+
+        Yields:
+            its folder, bytes, and when it was last used or set aside, in Unix time.
+        """
+        entries = {entry.path for entry in self.entries()}
+        for path in (*self.places(), *self._quarantined()):
             with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime < _ABANDONED_SECONDS:
-                    continue
-                with unheld(left) as abandoned:
-                    if abandoned:
-                        _clear(left)
+                if path not in entries:
+                    manifest = path / MANIFEST
+                    used = (manifest if manifest.exists() else path).lstat().st_mtime
+                    yield path, sum(file.lstat().st_size for file in artefacts(path).values()), used
+
+    def _refuse(self, place: Path, error: DamagedError | OSError) -> None:
+        """Say why an entry is not used, and set it aside unless this process is what is wrong."""
+        if isinstance(error, DamagedError):
+            self.quarantine(place, str(error))
+        elif error.errno in _OWN_TROUBLE:
+            logger.warning('cache entry not readable entry=%s reason="%s"', place.name[:12], error.strerror)
+        else:
+            file = Path(error.filename).name if error.filename else "a file"
+            self.quarantine(place, f"{file} cannot be read ({error.strerror})")
+
+    def _quarantined(self) -> list[Path]:
+        with contextlib.suppress(OSError):
+            return list((self.root / "quarantine").iterdir())
+        return []
 
     def _checked(self, place: Path, data: bytes, digest: Callable[[Path], str]) -> Manifest:
         manifest = Manifest.from_bytes(data, place.name)
@@ -235,18 +261,6 @@ def _moved_at(path: Path) -> int:
     """When it was set aside, from its name; what has another name was not, and goes first."""
     moment = path.name.rpartition("-")[2]
     return int(moment) if moment.isdecimal() else 0
-
-
-def _reason(error: OSError) -> str:
-    return f"{Path(error.filename).name if error.filename else 'it'} cannot be read ({error.strerror or error})"
-
-
-def _clear(path: Path) -> None:
-    """Remove a folder, or the file that somebody put in the place of one."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -66,4 +67,5 @@ def check_locks(cache: Path) -> Finding:
 
 def _existing(folder: Path) -> Path:
     """`folder`, or the nearest one above it that exists: a doctor makes no directories."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    # Not Path.exists, which raises where a folder above may not be entered.
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
