@@ -1,4 +1,4 @@
-"""The five models the benchmarks serve: made here with seeded weights, kept in the user's cache directory."""
+"""The models of the benchmarks: made here with seeded weights, kept in the user's cache directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 import platformdirs
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["MODELS", "Model", "model_file"]
+__all__ = ["LARGE", "MODELS", "Model", "model_file"]
 
 # Part of the cached files' names: raise it when a graph below changes.
 REVISION = 1
@@ -178,6 +178,19 @@ def _resnet50() -> onnx.ModelProto:
     return graph.finish(graph.linear(flat, channels, 1000), TensorProto.FLOAT, [3, 224, 224], [1000])
 
 
+def _vgg19() -> onnx.ModelProto:
+    """VGG-19, 575 MB of weights: what loading costs when there is much to read."""
+    graph = _Graph()
+    x, channels = "input", 3
+    for filters, layers in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(layers):
+            x, channels = graph.add("Relu", graph.conv(x, channels, filters, 3)), filters
+        x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = graph.add("Relu", graph.linear(graph.add("Flatten", x), 512 * 7 * 7, 4096))
+    x = graph.add("Relu", graph.linear(x, 4096, 4096))
+    return graph.finish(graph.linear(x, 4096, 1000), TensorProto.FLOAT, [3, 224, 224], [1000])
+
+
 def _identity() -> onnx.ModelProto:
     return _Graph().finish("input", TensorProto.FLOAT, [3, 1024, 1024], [3, 1024, 1024])
 
@@ -191,3 +204,4 @@ _ALL = (
     Model("identity", _identity, TensorProto.FLOAT, (3, 1024, 1024), (3, 1024, 1024), 4, patience=6.0),
 )
 MODELS = {model.name: model for model in _ALL}
+LARGE = Model("vgg19", _vgg19, TensorProto.FLOAT, (3, 224, 224), (1000,), 4)
