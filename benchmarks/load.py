@@ -112,7 +112,7 @@ def _load(version: Path, cache: Path) -> Load:
 
 def _version_folder(name: str, scratch: Path) -> Path | None:
     if name == LARGE.name:
-        version = scratch / name / "1"
+        version = scratch / "models" / name / "1"
         version.mkdir(parents=True)
         (version.parent / "config.pbtxt").write_text('backend: "unified"\n')
         shutil.copyfile(model_file(LARGE), version / "model.onnx")
