@@ -81,7 +81,8 @@ class ModelInstance:
             raise pb_utils.TritonModelException(str(error)) from None
         self._runner = loaded.runner
         self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
-        self._metrics.load(report.seconds, report.lookups, loaded.engine)
+        failures = cache.remote.failures if cache.remote else None
+        self._metrics.load(report.seconds, report.lookups, loaded.engine, failures)
         self._executor = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
         self.execute = self._executor.execute
         logger.info(

@@ -18,6 +18,7 @@ _FLUSH_SECONDS = 1.0
 _FAMILIES = {
     "unified_load_seconds": ("GAUGE", "Seconds that each phase of the last load took"),
     "unified_cache_lookups_total": ("COUNTER", "Lookups in the cache by kind of entry and result"),
+    "unified_cache_remote_failures_total": ("COUNTER", "What the remote cache tier failed to do"),
     "unified_engine_info": ("GAUGE", "1 for the engine that answers"),
     "unified_request_errors_total": ("COUNTER", "Requests answered with an error, by Triton error code"),
     # A Prometheus histogram in three counters: Triton's own histogram takes one call an observation.
@@ -62,8 +63,14 @@ class ServerMetrics:
         if self._families:
             self._thread.start()
 
-    def load(self, seconds: Mapping[str, float], lookups: Mapping[str, str], engine: str) -> None:
-        """Report one load: seconds by phase, cache lookups by kind, and the engine that answers."""
+    def load(
+        self, seconds: Mapping[str, float], lookups: Mapping[str, str], engine: str, remote_failures: int | None
+    ) -> None:
+        """Report one load: seconds by phase, cache lookups by kind, and the engine that answers.
+
+        Args:
+            remote_failures: of the cache's remote tier; None without one.
+        """
         if not self._families:
             return
         for phase, value in seconds.items():
@@ -71,6 +78,8 @@ class ServerMetrics:
         for kind, origin in lookups.items():
             self._metric("unified_cache_lookups_total", kind=kind, result=origin).increment(1)
         self._metric("unified_engine_info", engine=engine).set(1)
+        if remote_failures is not None:
+            self._metric("unified_cache_remote_failures_total").increment(remote_failures)
 
     def close(self) -> None:
         """Hand over what is left and stop."""

@@ -80,7 +80,8 @@ def _plan_key(loaded: Loaded, sample: Mapping[str, Array]) -> Key:
             "settings": {
                 name: value if value is None or isinstance(value, (bool, int, str)) else list(map(str, value))
                 for name, value in dataclasses.asdict(settings).items()
-                if name not in ("source", "require_cached")
+                # Of libraries the canonical model's key has the bytes; here is their path.
+                if name not in ("source", "require_cached", "custom_op_library")
             },
             "threads": dataclasses.asdict(loaded.threads),
             "cores": hosts.cores(),
