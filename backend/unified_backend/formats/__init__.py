@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from unified_backend import __version__
 from unified_backend.cache.memo import FileMemo
 from unified_backend.errors import SourceError
 from unified_backend.formats.appearance import appearance
@@ -89,7 +90,8 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
         found = [(form, path) for path in candidates for form in FORMATS.values() if form.detect(path)]
         if len(found) == 1:
             form, path = found[0]
-            names = memo.recall(path, "companions", lambda: form.companions(path))
+            # Another version of this package may see more of them.
+            names = memo.recall(path, f"companions {__version__}", lambda: form.companions(path))
             return Source(label, form.name, path, (path, *(_companion(path, name) for name in names)))
     except SourceError as error:
         raise SourceError(f"{label}: {error.what}", error.why, error.do) from None

@@ -68,10 +68,11 @@ class Onnx:
         Raises:
             SourceError: the protobuf message is damaged.
         """
-        from onnx.external_data_helper import _get_all_tensors, uses_external_data
+        from onnx.external_data_helper import uses_external_data
 
+        model = read_model(path)
         locations: dict[str, None] = {}
-        for tensor in _get_all_tensors(read_model(path)):
+        for tensor in (tensor for holder in (model.graph, *model.functions) for tensor in _tensors(holder)):
             if uses_external_data(tensor):
                 locations.update((entry.value, None) for entry in tensor.external_data if entry.key == "location")
         return list(locations)
@@ -92,6 +93,30 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise SourceError(
             f"{path.name} is a damaged ONNX file", f"its protobuf message does not parse ({error})", "Export it again"
         ) from None
+
+
+def _tensors(holder: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph or function, and of the graphs in it.
+
+    Not onnx's own walk, which leaves out sparse tensors: ONNX Runtime reads theirs from other files, too.
+    """
+    sparse = [*getattr(holder, "sparse_initializer", ())]
+    yield from getattr(holder, "initializer", ())
+    for node in holder.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            sparse.extend(attribute.sparse_tensors)
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+            for graph in attribute.graphs:
+                yield from _tensors(graph)
+    for tensor in sparse:
+        yield tensor.values
+        yield tensor.indices
 
 
 def _fields(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:

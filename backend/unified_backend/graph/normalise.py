@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unified_backend.errors import SourceError
 from unified_backend.formats.onnx import read_model
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[st
         what was changed, one phrase each; empty if the source is fit as it is and nothing was written.
 
     Raises:
-        SourceError: the file cannot be parsed.
+        SourceError: the file cannot be parsed, or its data has the name of a file that the copy needs.
     """
     model = read_model(source)
     changes = []
@@ -59,12 +60,24 @@ def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[st
                 if entry.domain == "":
                     entry.version = min(entry.version, MAX_OPSET)
     if changes:
+        _refuse_names_taken(source, companions)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         for companion in companions:
             copy = folder / companion.relative_to(source.parent)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(companion, copy)
     return changes
+
+
+def _refuse_names_taken(source: Path, companions: Sequence[Path]) -> None:
+    """The copy lies in a cache entry: data of these names would be written over, or over them."""
+    for companion in companions:
+        if companion.relative_to(source.parent).as_posix() in ("model.onnx", "manifest.json", "manifest.sig"):
+            raise SourceError(
+                f"{source.name} has its external data in {companion.name}",
+                "a repaired copy of the model needs that name for another file",
+                "Export the model again with another name for its data",
+            )
 
 
 def _unchanged_since(older: int, newer: int, model: onnx.ModelProto) -> bool:
