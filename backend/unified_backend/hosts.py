@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 __all__ = ["cores", "cpu_features", "cpu_name"]
 
+# x86, then ARM, as /proc/cpuinfo spells them.
+_STEERING = (
+    *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm", "sme"),
+)
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
@@ -32,10 +39,12 @@ def _quota() -> float | None:
 
 
 def cpu_features() -> str:
-    """The instruction sets that change which layout ONNX Runtime's optimiser picks (NCHWc blocks by vector width)."""
-    wanted = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile", "asimd", "sve")
+    """The instruction sets that change what ONNX Runtime's optimiser makes of a graph.
+
+    Layouts (NCHWc blocks by vector width), 8-bit types (by VNNI and AMX), and where float16 has no kernel, casts.
+    """
     flags = _cpuinfo("flags", "Features").split()
-    return ",".join(flag for flag in wanted if flag in flags)
+    return ",".join((platform.machine(), *(flag for flag in _STEERING if flag in flags)))
 
 
 def cpu_name() -> str:

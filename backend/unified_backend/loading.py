@@ -17,6 +17,7 @@ from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner
 from unified_backend.engines.reference import open_reference
+from unified_backend.engines.sessions import library_digests
 from unified_backend.errors import CacheFullError, ConfigError, EngineError, SourceChangedError, SourceError
 from unified_backend.formats import Source, find_source
 from unified_backend.graph.normalise import normalise
@@ -154,6 +155,8 @@ def load(described: Described, cache: Cache) -> Loaded:
                 built = _built(key, partial(engine.build, canonical, settings), lookup)
             with report.phase("load"):
                 runner = engine.load(canonical, built, settings, threads)
+            if built is None and not described.snapshot.holds():
+                raise SourceChangedError(canonical.label)
         except (EngineError, SourceError) as error:
             failures.append(f"{name}: {error.why}")
             logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
@@ -196,7 +199,8 @@ class _Lookup:
         def from_these_bytes(folder: Path) -> Mapping[str, Any]:
             facts = make(folder)
             # The key is of the bytes that were digested: what was made of others must not be filed under it.
-            if not self.snapshot.holds():
+            libraries = library_digests(self.settings)
+            if not self.snapshot.holds() or key.fields.get("custom_op_library", libraries) != libraries:
                 raise SourceChangedError(self.label)
             return facts
 

@@ -7,10 +7,10 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from unified_backend import verification
+from unified_backend import hosts, verification
 from unified_backend.cache import FileMemo, Key
 from unified_backend.engines import Engine
-from unified_backend.engines.sessions import library_digests
+from unified_backend.engines.sessions import library_digests, runtime_version
 from unified_backend.formats import Source
 from unified_backend.graph import normalise
 from unified_backend.samples import FixedDims
@@ -26,8 +26,6 @@ def canonical_key(source: Source, settings: Settings, digests: Sequence[str], me
         digests: SHA-256 of the bytes of each of the source's files, in hex.
         memo: remembers versions of packages that a warm load then need not import.
     """
-    import onnxruntime
-
     return Key(
         "canonical",
         {
@@ -35,21 +33,25 @@ def canonical_key(source: Source, settings: Settings, digests: Sequence[str], me
             "files": list(digests),
             "custom_op_library": library_digests(settings),
             "onnx": _version("onnx", memo),
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": runtime_version(),
+            "session_options": dict(settings.session_options),
             "recipe": normalise.RECIPE,
         },
     )
 
 
 def batching_key(canonical: str, fixed: FixedDims) -> Key:
-    """Of the proof that a model can be batched; the versions it depends on are in the canonical model's key.
+    """Of the proof that a model can be batched; versions and options it depends on are in the canonical model's key.
 
     Args:
         canonical: digest of the canonical model's key.
         fixed: the dims that the config fixes.
     """
     dims = {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()}
-    return Key("batching", {"canonical": canonical, "fixed_dims": dims, "recipe": verification.RECIPE})
+    return Key(
+        "batching",
+        {"canonical": canonical, "fixed_dims": dims, "cpu": hosts.cpu_features(), "recipe": verification.RECIPE},
+    )
 
 
 def engine_key(canonical: str, engine: Engine, settings: Settings) -> Key:

@@ -17,6 +17,7 @@ from unified_backend.engines.sessions import (
     library_digests,
     open_session,
     reason_of,
+    runtime_version,
     session_options,
     utf8_path,
 )
@@ -50,10 +51,8 @@ class OnnxRuntime:
 
     def key_fields(self, settings: Settings) -> dict[str, Any]:
         """ONNX Runtime's version, what steers its optimiser, and the instructions its layouts are chosen for."""
-        import onnxruntime
-
         return {
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": runtime_version(),
             "providers": PROVIDERS,
             "graph_optimization": settings.graph_optimization,
             "session_options": dict(settings.session_options),

@@ -17,7 +17,16 @@ from unified_backend.settings import Settings
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["PROVIDERS", "exceptions", "library_digests", "open_session", "reason_of", "session_options", "utf8_path"]
+__all__ = [
+    "PROVIDERS",
+    "exceptions",
+    "library_digests",
+    "open_session",
+    "reason_of",
+    "runtime_version",
+    "session_options",
+    "utf8_path",
+]
 
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -52,6 +61,13 @@ def session_options(settings: Settings, threads: Threads) -> onnxruntime.Session
         with _refused(name, value):
             options.add_session_config_entry(name, value)
     return options
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version, with what its builder says of the build: those made at home share a number."""
+    import onnxruntime
+
+    return f"{onnxruntime.__version__} ({onnxruntime.get_build_info()})"
 
 
 @contextmanager
