@@ -112,6 +112,34 @@ def test_a_file_system_whose_locks_do_not_exclude_is_a_warning(tmp_path: Path, m
     assert cache.check_locks(tmp_path).status == "warning"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "check", "status", "found"),
+    [
+        ("TRITON_UNIFIED_CACHE_MAX_SIZE", "big", "cache settings", "failed", "20GB"),
+        ("TRITON_UNIFIED_CACHE_KEY_FILE", "/nowhere/key.pem", "cache key", "failed", "No such file"),
+        ("TRITON_UNIFIED_REMOTE_CACHE", "ftp://host/folder", "remote cache", "failed", "s3://"),
+        ("TRITON_UNIFIED_REMOTE_CACHE", "s3://bucket/prefix", "remote cache", "warning", "cannot be reached"),
+    ],
+)
+def test_what_a_fleet_shares_is_checked(
+    variable: str, value: str, check: str, status: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = {"AWS_ENDPOINT": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, text in {**nobody, variable: value}.items():
+        monkeypatch.setenv(name, text)
+    code, rows = run()
+    assert (code, rows[check]["status"]) == (int(status == "failed"), status)
+    assert found in rows[check]["found"]
+
+
+def test_a_key_and_a_store_that_work_are_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("a shared secret of some length")
+    monkeypatch.setenv("TRITON_UNIFIED_CACHE_KEY_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("TRITON_UNIFIED_REMOTE_CACHE", str(tmp_path / "store"))
+    code, rows = run()
+    assert (code, rows["cache key"]["status"], rows["remote cache"]["status"]) == (0, "ok", "ok")
+
+
 @pytest.mark.parametrize("shadow", ["model.py", "unified_backend/__init__.py", "json.py", "numpy/__init__.py"])
 def test_a_working_directory_that_shadows_is_a_warning(shadow: str) -> None:
     Path(shadow).parent.mkdir(exist_ok=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from unified_backend.doctor import cache, machine, python, repository
-from unified_backend.doctor.finding import Finding, Status, failed
-from unified_backend.errors import UnifiedError
+from unified_backend.doctor import cache, fleet, machine, python, repository
+from unified_backend.doctor.finding import Finding, Status, failed, refused
+from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.settings import cache_settings
 
 __all__ = ["Finding", "Status", "examine"]
@@ -51,10 +51,7 @@ def _checks(models: Path | None, backends: Path | None, executable: Path | None)
         if models.is_dir():
             yield "repository entries", partial(repository.check_entries, models)
             yield "claimed names", partial(repository.check_claimed_names, models)
-    where = cache_settings().directory
-    yield "cache place", partial(cache.check_place, where, models)
-    yield "cache writable", partial(cache.check_writable, where)
-    yield "cache locks", partial(cache.check_locks, where)
+    yield from _cache_checks(models)
     yield "shared memory", machine.check_shared_memory
     yield "shared memory left", machine.check_left_shared_memory
     for service, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
@@ -63,6 +60,22 @@ def _checks(models: Path | None, backends: Path | None, executable: Path | None)
     yield "gpu", machine.check_gpu
     yield from _engine_checks()
     yield "perf_analyzer", machine.check_perf_analyzer
+
+
+def _cache_checks(models: Path | None) -> Iterator[tuple[str, Check]]:
+    try:
+        settings = cache_settings()
+    except ConfigError as error:
+        finding = refused(error)
+        yield "cache settings", lambda: finding
+        return
+    yield "cache place", partial(cache.check_place, settings.directory, models)
+    yield "cache writable", partial(cache.check_writable, settings.directory)
+    yield "cache locks", partial(cache.check_locks, settings.directory)
+    if settings.key_file:
+        yield "cache key", partial(fleet.check_key, settings.key_file)
+    if settings.remote:
+        yield "remote cache", partial(fleet.check_remote, settings.remote)
 
 
 def _engine_checks() -> Iterator[tuple[str, Check]]:
