@@ -145,7 +145,7 @@ def cache_settings(environment: Mapping[str, str] | None = None) -> CacheSetting
             raise ConfigError(f'{name} is "{text}"', str(error), "Correct the variable, or unset it") from None
 
     return CacheSettings(
-        value("TRITON_UNIFIED_CACHE", _path, platformdirs.user_cache_path("triton-unified")),
+        value("TRITON_UNIFIED_CACHE", _path, _users_cache()),
         value("TRITON_UNIFIED_CACHE_MAX_SIZE", parse_bytes, None),
         value("TRITON_UNIFIED_CACHE_KEY_FILE", _path, None),
         value("TRITON_UNIFIED_REMOTE_CACHE", str, None),
@@ -182,8 +182,20 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * base ** " KMGT".index(match[2] or " "))
 
 
+def _users_cache() -> Path:
+    """The user's cache directory; of one without a home, where Docker puts the home of one it does not know: at `/`."""
+    try:
+        path = platformdirs.user_cache_path("triton-unified")
+    except RuntimeError:  # older ones answer with a relative path
+        path = Path()
+    return path if path.is_absolute() else Path("/.cache/triton-unified")
+
+
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # no such user, or no home
+        raise ValueError(str(error)) from None
 
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
