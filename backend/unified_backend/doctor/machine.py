@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -52,13 +53,17 @@ def check_shared_memory(folder: Path = _SHM) -> Finding:
 
 def check_left_shared_memory(folder: Path = _SHM) -> Finding:
     """Whether servers that died left their regions behind: nothing else frees them before the next boot."""
-    regions = [path for path in folder.iterdir() if path.name.startswith(_REGIONS)]
-    # Who maps another user's region cannot be seen, so those are left out.
-    regions = [path for path in regions if os.geteuid() in (0, path.stat().st_uid)]
-    left = sorted(set(regions) - _mapped(folder))
+    regions = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it went with its server while we looked
+            stat = path.stat()
+            # Who maps another user's region cannot be seen, so those are left out.
+            if path.name.startswith(_REGIONS) and os.geteuid() in (0, stat.st_uid):
+                regions[path] = stat.st_blocks * 512
+    left = sorted(regions.keys() - _mapped(folder))
     if not left:
         return ok(f"{len(regions)} regions of stubs, all in use" if regions else "none")
-    size = sum(path.stat().st_blocks * 512 for path in left)
+    size = sum(regions[path] for path in left)
     names = ", ".join(path.name for path in left[:3]) + (", ..." if len(left) > 3 else "")
     return warning(
         f"{len(left)} regions of dead servers hold {size / _MIB:.1f} MiB: {names}",
