@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
+from unified_backend.cli import cache
 from unified_backend.cli.check import check
 from unified_backend.cli.doctor import doctor
 from unified_backend.cli.install import install, uninstall
@@ -29,6 +30,7 @@ app.command()(install)
 app.command()(uninstall)
 app.command()(check)
 app.command()(doctor)
+app.add_typer(cache.app, name="cache")
 
 
 @app.command()

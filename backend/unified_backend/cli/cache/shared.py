@@ -1,0 +1,155 @@
+"""What the cache commands share: the cache, keys and names as users give them, and how values are shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unified_backend import logs
+from unified_backend.cache import Cache
+from unified_backend.cache.catalogue import by_prefix
+from unified_backend.cache.remote import Remote, RemoteError
+from unified_backend.errors import CacheError, Refused
+from unified_backend.loading import open_cache
+
+__all__ = [
+    "AsJson",
+    "ago",
+    "amount",
+    "duration",
+    "opened",
+    "place_of",
+    "print_facts",
+    "print_json",
+    "print_rows",
+    "remote_of",
+    "translated",
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_CUT = 20  # characters
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def opened() -> Cache:
+    """The cache that the environment describes; its warnings go to standard error."""
+    logs.to_standard_error(logging.WARNING)
+    return open_cache()
+
+
+def remote_of(cache: Cache) -> Remote:
+    """The remote tier.
+
+    Raises:
+        Refused: none is configured.
+    """
+    if cache.remote is None:
+        raise Refused(
+            "there is no remote cache",
+            "TRITON_UNIFIED_REMOTE_CACHE is not set",
+            "Set it to s3://BUCKET/PREFIX, gs://..., az://... or a folder",
+        )
+    return cache.remote
+
+
+def place_of(cache: Cache, prefix: str) -> Path:
+    """The folder of the one entry on this disk whose key begins so, damaged or not.
+
+    Raises:
+        Refused: there is none, or several.
+    """
+    places = {place.name: place for place in cache.store.places()}
+    return places[by_prefix(places, prefix, "in the cache")]
+
+
+@contextmanager
+def translated(cache: Cache) -> Iterator[None]:
+    """Turn what the disk and the remote tier raise into errors that a person can act on."""
+    try:
+        yield
+    except RemoteError as error:
+        url = cache.remote.url if cache.remote else ""
+        raise CacheError(
+            f"the remote cache {url} failed", str(error), "Correct that, and run the same command again"
+        ) from None
+    except OSError as error:
+        reason = f"{error.filename or cache.root}: {error.strerror or error}"
+        raise CacheError(
+            f"the cache {cache.root} failed", reason, "Check its disk and permissions, or name another folder"
+        ) from None
+
+
+def amount(size: float) -> str:
+    """Bytes in a unit of 1000: `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its largest unit: `3 d`, `20 min`."""
+    return next((f"{int(seconds // size)} {unit}" for size, unit in _UNITS if seconds >= size), "0 s")
+
+
+def ago(unix_time: float) -> str:
+    """How long ago that was."""
+    return duration(max(0.0, time.time() - unix_time))
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value, for programs."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_rows(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), cut: Sequence[str] = ()
+) -> None:
+    """Print a table to a person, and lines with tabs between the cells to a pipe.
+
+    Args:
+        right: headings of columns of numbers.
+        cut: headings of columns that a person needs the begin of only.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for row in rows:
+            typer.echo("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(
+            heading,
+            overflow="ellipsis" if heading in cut else "fold",
+            no_wrap=heading in cut or heading in right,
+            max_width=_CUT if heading in cut else None,
+            justify="right" if heading in right else "left",
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values: aligned for a person, `name: value` to a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for name, value in facts.items():
+            typer.echo(f"{name}: {value}")
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+    console.print(table)
