@@ -6,6 +6,9 @@ import typer
 
 from unified_backend.cli.cache.info import info
 from unified_backend.cli.cache.listing import ls, show
+from unified_backend.cli.cache.removal import gc, rm
+from unified_backend.cli.cache.transfer import pull, push
+from unified_backend.cli.cache.verify import verify
 
 __all__ = ["app"]
 
@@ -18,3 +21,8 @@ app = typer.Typer(
 app.command()(info)
 app.command()(ls)
 app.command()(show)
+app.command()(verify)
+app.command()(gc)
+app.command()(rm)
+app.command()(push)
+app.command()(pull)

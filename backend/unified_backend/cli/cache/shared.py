@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -33,8 +34,11 @@ __all__ = [
     "print_json",
     "print_rows",
     "remote_of",
+    "tracked",
     "translated",
 ]
+
+Step = TypeVar("Step")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -140,6 +144,12 @@ def print_rows(
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def tracked(doing: str, steps: Iterable[Step], total: int | None = None) -> Iterable[Step]:
+    """The steps, with a bar on the terminal that goes when they are done."""
+    console = Console(stderr=True)
+    return track(steps, doing, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
