@@ -103,7 +103,8 @@ def kill_rounds(root: Path, seed: int, rounds: int) -> None:
 def kill_everywhere(root: Path) -> None:
     """Kill a maker at its first call of the system, another at its second, and so on until one gets through.
 
-    Each in a cache of its own below `root`. Prints a line of JSON for each: the call, and how the next process came by the entry.
+    Each in a cache of its own below `root`. Prints a line of JSON for each: the call, how the killed one ended, and how
+    the next process came by the entry.
     """
     for number in range(1000):
         own = root / str(number)
