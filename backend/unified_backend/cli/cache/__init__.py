@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from unified_backend.cli.cache.archives import export, import_
 from unified_backend.cli.cache.info import info
 from unified_backend.cli.cache.listing import ls, show
 from unified_backend.cli.cache.removal import gc, rm
@@ -26,3 +27,5 @@ app.command()(gc)
 app.command()(rm)
 app.command()(push)
 app.command()(pull)
+app.command()(export)
+app.command("import")(import_)

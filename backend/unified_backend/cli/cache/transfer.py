@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -16,7 +16,7 @@ from unified_backend.cache.remote import Remote
 from unified_backend.cli.cache.shared import AsJson, opened, place_of, print_json, remote_of, tracked, translated
 from unified_backend.errors import Refused
 
-__all__ = ["print_sent", "pull", "push"]
+__all__ = ["conclude", "print_sent", "pull", "push"]
 
 _WRONG = ("failed", "refused")
 
@@ -42,7 +42,7 @@ def push(keys: Keys = None, as_json: AsJson = False) -> None:
         done = {row.digest for row in sent}
         rest = [place for place in places if place.name not in done]
         sent += tracked("pushing", push_entries(cache, remote, rest), len(rest))
-    _conclude(remote, sent, as_json)
+    conclude({"remote": remote.url}, sent, as_json)
 
 
 def pull(
@@ -70,7 +70,7 @@ def pull(
         here = {place.name for place in cache.store.places()}
     if lost := sum(row.outcome == "pulled" and row.digest not in here for row in sent):
         typer.echo(f"note: {lost} of the pulled entries went again: the cache holds {cache.limit} bytes", err=True)
-    _conclude(remote, sent, as_json)
+    conclude({"remote": remote.url}, sent, as_json)
 
 
 def print_sent(sent: Iterable[Sent]) -> None:
@@ -78,16 +78,17 @@ def print_sent(sent: Iterable[Sent]) -> None:
     rows = list(sent)
     for row in rows:
         reason = f" reason={row.reason!r}" if row.reason else ""
-        line = f"{row.outcome}: kind={row.kind} key={row.digest[:SHORT]}{reason}"
+        line = f"{row.outcome}: kind={row.kind or '-'} key={row.digest[:SHORT] or '-'}{reason}"
         typer.secho(line, fg="red" if row.outcome in _WRONG else None)
     counts = Counter(row.outcome for row in rows)
     typer.echo("entries: " + (" ".join(f"{outcome}={count}" for outcome, count in sorted(counts.items())) or "none"))
 
 
-def _conclude(remote: Remote, sent: Sequence[Sent], as_json: bool) -> None:
+def conclude(context: Mapping[str, str], sent: Sequence[Sent], as_json: bool) -> None:
+    """Print what became of each entry, and exit with 1 if one of them failed or was refused."""
     if as_json:
         rows = [{"key": row.digest, "kind": row.kind, "outcome": row.outcome, "reason": row.reason} for row in sent]
-        print_json({"remote": remote.url, "entries": rows})
+        print_json({**context, "entries": rows})
     else:
         print_sent(sent)
     if any(row.outcome in _WRONG for row in sent):
