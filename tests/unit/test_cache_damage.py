@@ -284,7 +284,7 @@ def test_a_forged_note_does_not_pass_changed_bytes_off_as_signed(tmp_path):
 
 
 def test_files_that_look_alike_to_the_system_are_read(tmp_path, monkeypatch):
-    """In front of an object store inode numbers begin anew at every mount, and times are the upload's, to the second."""
+    """In front of an object store, inode numbers begin anew at every mount, and times are whole seconds."""
     alike = {"device": 1, "inode": 2, "size": 5, "mtime_ns": 10**18, "ctime_ns": 10**18}
     monkeypatch.setattr(memo_module, "_identity", lambda path: dict(alike))
     (tmp_path / "a").write_bytes(b"first")
