@@ -22,6 +22,7 @@ from unified_backend.errors import CacheFullError, ConfigError, EngineError, Sou
 from unified_backend.formats import Source, find_source
 from unified_backend.graph.normalise import normalise
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
+from unified_backend.repository import chosen_filename, parameters
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, cache_settings, default_max_batch_size, read_settings
 from unified_backend.tensors import Signature
@@ -114,11 +115,11 @@ def describe(
     """
     _refuse_cache_inside(label, folder, cache)
     report = Report()
-    settings = read_settings(label, _parameters(config), tuple(ENGINES))
+    settings = read_settings(label, parameters(config), tuple(ENGINES))
     if cache_settings().require_cached:
         settings = dataclasses.replace(settings, require_cached=True)
     with report.phase("detect"):
-        source = find_source(label, folder, cache.store.memo, settings.source or _chosen_filename(config))
+        source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
         snapshot = Snapshot(cache.store.memo, source.files)
     lookup = _Lookup(label, snapshot, settings, cache, report)
     reference = _Reference(label, settings)
@@ -242,10 +243,6 @@ def _built(key: Key, make: Make, lookup: _Lookup) -> Built | None:
         return None
 
 
-def _parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
-
-
 def _refuse_cache_inside(label: str, folder: Path, cache: Cache) -> None:
     """A folder in the repository is taken for a model, and in poll mode each write to it reloads models for ever.
 
@@ -259,12 +256,6 @@ def _refuse_cache_inside(label: str, folder: Path, cache: Cache) -> None:
             "Triton would take it for a model, or reload for ever in poll mode",
             "Set TRITON_UNIFIED_CACHE to a folder elsewhere",
         )
-
-
-def _chosen_filename(config: Mapping[str, Any]) -> str | None:
-    """default_model_filename where the user wrote it; core fills in these two by itself, from the backend's name."""
-    name = config.get("default_model_filename") or None
-    return None if name in ("model.unified", "model.py") else name
 
 
 def _threads(settings: Settings, config: Mapping[str, Any]) -> Threads:

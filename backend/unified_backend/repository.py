@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import ConfigError, Refused
 from unified_backend.pbtxt import read_pbtxt
 
-__all__ = ["backend_of", "completed_by_core", "our_config", "version_folder", "versions"]
+__all__ = [
+    "backend_of",
+    "chosen_filename",
+    "completed_by_core",
+    "our_config",
+    "parameters",
+    "version_folder",
+    "versions",
+]
 
 _BACKENDS = ("unified", "python")  # `python` with this package's model.py in the version folder
 
@@ -85,3 +94,14 @@ def backend_of(model_dir: Path) -> str:
     """
     config = completed_by_core(model_dir)
     return str(config.get("backend") or config.get("platform") or "not named")
+
+
+def parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """The `parameters` of a config: name -> string value."""
+    return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+
+
+def chosen_filename(config: Mapping[str, Any]) -> str | None:
+    """default_model_filename where the user wrote it; core fills in these two by itself, from the backend's name."""
+    name = config.get("default_model_filename") or None
+    return None if name in ("model.unified", "model.py") else name
