@@ -92,7 +92,7 @@ def _warnings() -> Any:
 def _once(specification: Mapping[str, Any]) -> dict[str, Any]:
     """Load as a user whom the specification may name, with the cache of the environment."""
     if user := specification.get("user"):
-        with tempfile.TemporaryDirectory() as folder, Cache(Path(folder) / "cache") as cache:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, Cache(Path(folder) / "cache") as cache:
             # Everything is imported now that may lie where the other user must not read.
             loaded(write_model(Path(folder) / "repository/first/1"), cache)
         os.setgroups([])
