@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import threading
 import time
@@ -65,33 +64,6 @@ def test_a_maker_that_cannot_write_is_an_error_with_a_next_step(tmp_path):
         Cache(tmp_path).get_or_make(KEY, fails)
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGES = {
-    "a flipped byte": lambda entry: flip(entry / "model.bin"),
-    "a truncated file": lambda entry: (entry / "model.bin").write_bytes(b"wei"),
-    "a missing file": lambda entry: (entry / "model.bin").unlink(),
-    "an extra file": lambda entry: (entry / "extra").write_bytes(b""),
-    "a broken manifest": lambda entry: (entry / "manifest.json").write_text("{"),
-    "no manifest": lambda entry: (entry / "manifest.json").unlink(),
-    "another schema": lambda entry: (entry / "manifest.json").write_text('{"schema": 0}'),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_entry_is_set_aside_and_made_again(tmp_path, damage):
-    damage(Cache(tmp_path).get_or_make(KEY, make).path)
-    entry = Cache(tmp_path).get_or_make(KEY, make)
-    assert entry.origin == "made"
-    assert (entry.path / "model.bin").read_bytes() == b"weights"
-    assert len(list((tmp_path / "quarantine").iterdir())) == 1
-    assert Cache(tmp_path).get_or_make(KEY, never).origin == "hit"
-
-
 def test_threads_that_ask_at_once_make_once(tmp_path):
     made, entries = [], []
 
@@ -110,34 +82,6 @@ def test_threads_that_ask_at_once_make_once(tmp_path):
         thread.join()
     assert len(made) == 1
     assert sorted(entry.origin == "hit" for entry in entries) == [False] + [True] * 7
-
-
-def hang(root: str, started: multiprocessing.Event) -> None:  # type: ignore[valid-type]
-    def for_ever(folder: Path) -> dict[str, object]:
-        started.set()
-        time.sleep(600)
-        return {}
-
-    Cache(Path(root)).get_or_make(KEY, for_ever)
-
-
-def test_a_killed_maker_is_replaced_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    started = context.Event()
-    maker = context.Process(target=hang, args=(str(tmp_path), started))
-    maker.start()
-    assert started.wait(30)
-    threading.Timer(0.3, maker.kill).start()
-    began = time.monotonic()
-    assert Cache(tmp_path).get_or_make(KEY, make).origin == "made"
-    assert time.monotonic() - began < 5
-    maker.join()
-
-
-def test_a_cache_that_cannot_be_written_makes_for_this_process_only(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    entry = Cache(tmp_path / "file" / "cache").get_or_make(KEY, make)
-    assert (entry.path / "model.bin").read_bytes() == b"weights"
 
 
 def settle(path: Path) -> None:
