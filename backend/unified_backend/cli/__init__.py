@@ -9,6 +9,7 @@ from rich.console import Console
 
 from unified_backend import __version__
 from unified_backend.cli import cache
+from unified_backend.cli.build import build
 from unified_backend.cli.check import check
 from unified_backend.cli.doctor import doctor
 from unified_backend.cli.install import install, uninstall
@@ -30,6 +31,7 @@ app.command()(install)
 app.command()(uninstall)
 app.command()(check)
 app.command()(doctor)
+app.command()(build)
 app.add_typer(cache.app, name="cache")
 
 

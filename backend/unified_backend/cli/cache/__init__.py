@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from unified_backend.cli.cache.archives import export, import_
+from unified_backend.cli.cache.explain import explain
 from unified_backend.cli.cache.info import info
 from unified_backend.cli.cache.listing import ls, show
 from unified_backend.cli.cache.removal import gc, rm
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(info)
 app.command()(ls)
 app.command()(show)
+app.command()(explain)
 app.command()(verify)
 app.command()(gc)
 app.command()(rm)

@@ -15,6 +15,7 @@ from unified_backend.cache.store import Stored
 from unified_backend.cli.cache.shared import (
     AsJson,
     amount,
+    one_line,
     opened,
     place_of,
     print_json,
@@ -156,7 +157,7 @@ def _print_places(what: str, places: Sequence[Path], catalogue: Catalogue) -> No
 
 def _print(what: str, entries: Sequence[Stored], catalogue: Catalogue) -> None:
     for entry in entries:
-        models = ", ".join(catalogue.models(entry.digest)) or "-"
+        models = one_line(", ".join(catalogue.models(entry.digest))) or "-"
         typer.echo(
             f"{what}: kind={entry.manifest.key.kind} model={models} size={amount(entry.manifest.size)} "
             f"key={entry.digest[:SHORT]}"

@@ -20,7 +20,7 @@ from unified_backend import logs
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import by_prefix
 from unified_backend.cache.remote import Remote, RemoteError
-from unified_backend.errors import CacheError, Refused
+from unified_backend.errors import CacheError, Refused, printable
 from unified_backend.loading import open_cache
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ago",
     "amount",
     "duration",
+    "one_line",
     "opened",
     "place_of",
     "print_facts",
@@ -113,6 +114,11 @@ def ago(unix_time: float) -> str:
     return duration(max(0.0, time.time() - unix_time))
 
 
+def one_line(text: str) -> str:
+    """Text from an entry, which others may have made, as it may go to a terminal: no line breaks, no escape codes."""
+    return "".join(letter if letter.isprintable() else " " for letter in printable(text))
+
+
 def print_json(value: Any) -> None:
     """Print a JSON value, for programs."""
     typer.echo(json.dumps(value, indent=2))
@@ -130,7 +136,7 @@ def print_rows(
     console = Console(highlight=False)
     if not console.is_terminal:
         for row in rows:
-            typer.echo("\t".join(row))
+            typer.echo("\t".join(map(one_line, row)))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
@@ -142,7 +148,7 @@ def print_rows(
             justify="right" if heading in right else "left",
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     console.print(table)
 
 
@@ -157,9 +163,9 @@ def print_facts(facts: Mapping[str, str]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         for name, value in facts.items():
-            typer.echo(f"{name}: {value}")
+            typer.echo(one_line(f"{name}: {value}"))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+        table.add_row(Text(one_line(name), style="bold"), Text(one_line(value), overflow="fold"))
     console.print(table)

@@ -12,7 +12,7 @@ from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import SHORT, Catalogue
 from unified_backend.cache.fleet import pull_entries
 from unified_backend.cache.manifest import DamagedError
-from unified_backend.cli.cache.shared import AsJson, opened, print_json, tracked, translated
+from unified_backend.cli.cache.shared import AsJson, one_line, opened, print_json, tracked, translated
 
 __all__ = ["verify"]
 
@@ -74,7 +74,7 @@ def _print(verified: int, damaged: list[dict[str, str]], repair: bool) -> None:
     for row in damaged:
         repaired = f" repair={row['repair']!r}" if row["repair"] else ""
         typer.secho(
-            f"damaged: kind={row['kind']} key={row['key'][:SHORT]} model={row['model'] or '-'} "
+            f"damaged: kind={row['kind']} key={row['key'][:SHORT]} model={one_line(row['model']) or '-'} "
             f"reason={row['reason']!r}{repaired}",
             fg="red",
         )

@@ -1,0 +1,218 @@
+"""Fills the cache ahead of time: each model version is loaded in a process of its own, so that a crash is a result.
+
+`python -m unified_backend.building MODEL_DIR VERSION` is that process; it prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Literal
+
+import unified_backend
+from unified_backend import logs
+from unified_backend.cache import Cache
+from unified_backend.errors import CacheError, ConfigError, Refused, UnifiedError
+from unified_backend.loading import describe, load, open_cache
+from unified_backend.pbtxt import gives_max_batch_size
+from unified_backend.repository import backend_of, our_config, version_folder, versions
+from unified_backend.server.preflight import model_folders
+
+__all__ = ["Outcome", "Target", "build", "targets"]
+
+_REQUIRE_CACHED = "TRITON_UNIFIED_REQUIRE_CACHED"
+_REPORT_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One version of a model of this backend."""
+
+    model_dir: Path
+    version: int
+
+    @property
+    def label(self) -> str:
+        """`model/version`."""
+        return f"{self.model_dir.name}/{self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a model version.
+
+    Attributes:
+        version: None where the model has none, or is skipped.
+        status: `built`, or taken from where it was (`hit`, `pulled`), or `failed`, or `skipped`: not ours.
+        reason: why; of a loaded one, which engine and why that one.
+        lookups: kind of entry -> `hit`, `pulled` or `made`.
+        entries: digests of the entries' keys.
+        log: what its process wrote to standard error.
+    """
+
+    model: str
+    version: int | None
+    status: Literal["built", "hit", "pulled", "failed", "skipped"]
+    reason: str
+    seconds: float = 0.0
+    lookups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    entries: Sequence[str] = ()
+    log: str = ""
+
+
+def targets(repository: Path, models: Sequence[str], version: int | None) -> tuple[list[Target], list[Outcome]]:
+    """What there is to build in a repository, and what of it is settled without: other backends', and the unreadable.
+
+    Args:
+        models: names of the models to build; all if there are none.
+        version: the one version to build; all if None.
+
+    Raises:
+        Refused: a model or version asked for is not there, or is another backend's.
+    """
+    folders = {folder.name: folder for folder in model_folders(repository)}
+    if missing := [name for name in models if name not in folders]:
+        raise Refused(
+            f"{repository} has no model {', '.join(missing)}", f"it has {', '.join(folders)}", "Name one of these"
+        )
+    found: list[Target] = []
+    settled: list[Outcome] = []
+    for name in models or folders:
+        try:
+            backend = backend_of(folders[name])
+        except ConfigError as error:
+            settled.append(Outcome(name, None, "failed", str(error)))
+            continue
+        if backend != "unified":
+            if name in models:
+                raise Refused(f"{name} is not built here", f"its backend is {backend}", "Name models of this backend")
+            settled.append(Outcome(name, None, "skipped", f"its backend is {backend}"))
+        elif there := versions(folders[name]):
+            found += [Target(folders[name], number) for number in there if version in (None, number)]
+        else:
+            settled.append(Outcome(name, None, "failed", "it has no version folder"))
+    if version is not None and not found:
+        raise Refused(f"no model has a version {version}", "none of those to build does", "Name another version")
+    return found, settled
+
+
+def build(wanted: Sequence[Target], jobs: int) -> Iterator[Outcome | Sequence[Target]]:
+    """Load every target as a server would, `jobs` at a time.
+
+    Returns:
+        each outcome as it comes, and every ten seconds in which there is none, the targets that are being loaded.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        running: set[Target] = set()
+        pending = {pool.submit(_build_one, target, running) for target in wanted}
+        try:
+            while pending:
+                done, pending = wait(pending, _REPORT_SECONDS, FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+                if not done:
+                    yield sorted(running, key=lambda target: target.label)
+        finally:
+            _cancel(pending)
+
+
+def _cancel(pending: set[Future[Outcome]]) -> None:
+    for future in pending:
+        future.cancel()
+
+
+def _build_one(target: Target, running: set[Target]) -> Outcome:
+    running.add(target)
+    began = time.monotonic()
+    # -P: what lies in the current directory is not what is imported.
+    command = [sys.executable, "-P", "-m", "unified_backend.building", str(target.model_dir), str(target.version)]
+    package = str(Path(unified_backend.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    child = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    running.discard(target)
+    outcome = _outcome(target, child)
+    return dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 3), log=child.stderr)
+
+
+def _outcome(target: Target, child: subprocess.CompletedProcess[str]) -> Outcome:
+    try:
+        result = json.loads(child.stdout)
+    except ValueError:
+        return Outcome(target.model_dir.name, target.version, "failed", _death(child))
+    return Outcome(target.model_dir.name, target.version, **result)
+
+
+def _death(child: subprocess.CompletedProcess[str]) -> str:
+    """How a process ended that left no result."""
+    code = child.returncode
+    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    last = next((line for line in reversed(child.stderr.splitlines()) if line.strip()), "")
+    return f"its process {how}" + (f": {last.strip()}" if last else "")
+
+
+def _result(target: Target) -> dict[str, Any]:
+    """Do what a load does, up to a loaded engine; fields of an Outcome."""
+    label, folder = version_folder(target.model_dir, target.version)
+    try:
+        config = our_config(label, target.model_dir)
+        # What must be there when a server starts is made here.
+        (config.get("parameters") or {}).pop("require_cached", None)
+        given = gives_max_batch_size(target.model_dir / "config.pbtxt")
+        with open_cache() as cache:
+            loaded = load(describe(label, folder, config, cache, given), cache)
+            loaded.runner.close()
+            _require_kept(label, cache, loaded.described.report.entries)
+    except UnifiedError as error:
+        return {"status": "failed", "reason": str(error)}
+    report = loaded.described.report
+    origins = set(report.lookups.values())
+    return {
+        "status": "built" if "made" in origins else "pulled" if "pulled" in origins else "hit",
+        "reason": f"{loaded.engine}: {loaded.reason}",
+        "lookups": report.lookups,
+        "entries": report.entries,
+    }
+
+
+def _require_kept(label: str, cache: Cache, entries: Sequence[str]) -> None:
+    """
+    Raises:
+        CacheError: what was built served this process only.
+    """
+    here = {place.name for place in cache.store.places()}
+    if not here.issuperset(entries):
+        raise CacheError(
+            f"{label}: it was built, and is not in the cache {cache.root}",
+            "the cache could not take it, as a warning above says",
+            "Make the folder writable and large enough, and use a key that signs",
+        )
+
+
+def _main(model_dir: str, version: str) -> None:
+    # The result goes where libraries that print cannot reach.
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    os.environ.pop(_REQUIRE_CACHED, None)
+    logs.to_standard_error(logging.WARNING)
+    with results:
+        json.dump(_result(Target(Path(model_dir), int(version))), results)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

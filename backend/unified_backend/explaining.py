@@ -1,0 +1,172 @@
+"""What a load of a model would find in the cache, and why not: its keys now, worked out without building anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from unified_backend.cache import Cache, Key, Snapshot
+from unified_backend.cache.catalogue import maker_of
+from unified_backend.cache.explaining import Difference, closest, differences
+from unified_backend.cache.manifest import DamagedError, Manifest
+from unified_backend.cache.remote import RemoteError
+from unified_backend.completion import fixed_dims
+from unified_backend.formats import Source, find_source
+from unified_backend.loading import ENGINES
+from unified_backend.model_keys import batching_key, canonical_key, engine_key
+from unified_backend.repository import chosen_filename, parameters
+from unified_backend.settings import read_settings
+from unified_backend.tensors import Signature
+
+__all__ = ["Explained", "Explanation", "explain_model"]
+
+logger = logging.getLogger(__name__)
+
+_REMOTE_CANDIDATES = 1000  # manifests of a kind that are looked at; each is one small request
+_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """One entry that a load asks for.
+
+    Attributes:
+        name: the entry's kind, with the engine's name where there is one (`engine onnxruntime`).
+        key: None where it cannot be known before another entry is there.
+        state: `cached` here; in the `remote` tier; `damaged` here; `removed`: it was here when the model was last
+            loaded; `missing`; `unknown`.
+        reason: why so, in words, where there is more to say than the state.
+        closest: of a missing one, the entry that is most like it.
+        differences: from the closest one to this key.
+    """
+
+    name: str
+    key: Key | None
+    state: Literal["cached", "remote", "damaged", "removed", "missing", "unknown"]
+    reason: str = ""
+    closest: Manifest | None = None
+    differences: Sequence[Difference] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What a load of one model version would find."""
+
+    source: Source
+    entries: Sequence[Explained]
+
+
+def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Cache) -> Explanation:
+    """The keys that a load would look up now, and what is there under each.
+
+    Args:
+        label: `model/version`.
+        folder: the version folder.
+        config: as Triton would hand it over.
+
+    Raises:
+        SourceError: no model, several, or one that cannot be read.
+        ConfigError: a parameter is wrong.
+    """
+    settings = read_settings(label, parameters(config), tuple(ENGINES))
+    source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
+    lookup = _Lookup(label, cache)
+    digests = Snapshot(cache.store.memo, source.files).digests
+    canonical = canonical_key(source, settings, digests, cache.store.memo)
+    entries = [lookup.explained("canonical", canonical)]
+    if facts := lookup.facts(canonical):
+        fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
+        entries.append(lookup.explained("batching", batching_key(canonical.digest, fixed)))
+    else:
+        reason = "it depends on the model's inputs, which the canonical entry will tell"
+        entries.append(Explained("batching", None, "unknown", reason))
+    for name, engine in ENGINES.items():
+        if settings.engine not in ("auto", name):
+            continue
+        if reason := engine.unusable() or "":
+            entries.append(Explained(f"engine {name}", None, "unknown", reason))
+        else:
+            entries.append(lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings)))
+    return Explanation(source, entries)
+
+
+class _Lookup:
+    """Entries of one model, looked at and not touched."""
+
+    def __init__(self, label: str, cache: Cache) -> None:
+        self._label = label
+        self._store = cache.store
+        self._remote = cache.remote
+        self._used = {digest for use in cache.store.usage.uses() if use.label == label for digest in use.entries}
+        self._here = [entry.manifest for entry in cache.store.entries()]
+
+    def explained(self, name: str, key: Key) -> Explained:
+        """What is there under a key."""
+        local = self._local(key)
+        if isinstance(local, Manifest):
+            return Explained(name, key, "cached")
+        if self._there(key):
+            return Explained(name, key, "remote", f"here it is damaged: {local}" if local else "")
+        if local:
+            return Explained(name, key, "damaged", local)
+        if key.digest in self._used:
+            return Explained(name, key, "removed", "the last load used it, and it was evicted or removed since")
+        found = self._closest(key)
+        return Explained(name, key, "missing", "", found, differences(found.key, key) if found else ())
+
+    def facts(self, key: Key) -> Mapping[str, Any] | None:
+        """What the maker of an entry found out, from wherever the entry is."""
+        local = self._local(key)
+        found = local if isinstance(local, Manifest) else self._there(key)
+        return found.facts if found else None
+
+    def _local(self, key: Key) -> Manifest | str | None:
+        """The entry on this disk, or how it is damaged."""
+        place = self._store.place(key)
+        try:
+            return self._store.check(place, self._store.memo.digest)
+        except DamagedError as error:
+            return str(error)
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}" if place.exists() else None
+
+    def _there(self, key: Key) -> Manifest | None:
+        """The manifest in the remote tier, or None; a store that fails is not asked again."""
+        if self._remote is None:
+            return None
+        try:
+            return self._remote.manifest(key.kind, key.digest)
+        except RemoteError as error:
+            self._give_up(error)
+            return None
+
+    def _closest(self, key: Key) -> Manifest | None:
+        found = closest(key, self._here, self._used, self._made_for)
+        if found and (found.key.digest in self._used or self._made_for(found)):
+            return found
+        return closest(key, (*self._here, *self._elsewhere(key.kind)), self._used, self._made_for)
+
+    def _elsewhere(self, kind: str) -> list[Manifest]:
+        """Manifests of a kind in the remote tier: on a host that has nothing yet, these tell why it hits nothing."""
+        if self._remote is None:
+            return []
+        remote = self._remote
+        try:
+            listed = remote.keys()
+            digests = [digest for found, digest in listed if found == kind][:_REMOTE_CANDIDATES]
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                return [found for found in pool.map(lambda digest: remote.manifest(kind, digest), digests) if found]
+        except RemoteError as error:
+            self._give_up(error)
+            return []
+
+    def _give_up(self, error: RemoteError) -> None:
+        logger.warning('remote cache not asked url=%s reason="%s"', self._remote and self._remote.url, error)
+        self._remote = None
+
+    def _made_for(self, manifest: Manifest) -> bool:
+        return maker_of(manifest) == self._label
