@@ -10,21 +10,24 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-import unified_backend
 from unified_backend.cache.flight import being_made
+from unified_backend.cache.holds import Hold
 from unified_backend.cache.keys import Key
-from unified_backend.cache.remote import Remote, RemoteError
-from unified_backend.cache.remote.lease import RENEW_SECONDS, release, renew
+from unified_backend.cache.manifest import MANIFEST
+from unified_backend.cache.remote import Claim, Remote, RemoteError
+from unified_backend.cache.remote.lease import RENEW_SECONDS
 from unified_backend.cache.store import Store
 
 __all__ = ["Outbox", "Sent"]
@@ -53,13 +56,14 @@ class Outbox:
         self._folder = store.root / "outbox"
         self._locks = store.root / "locks"
 
-    def add(self, key: Key, lease: str | None) -> None:
+    def add(self, key: Key, claim: Claim | None) -> None:
         """Note an entry that was just published, and the lease that its pusher takes over.
 
         Raises:
             OSError: it cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        lease = dataclasses.asdict(claim) if claim else None
         value = {"kind": key.kind, "fields": dict(key.fields), "lease": lease}
         aside = self._folder / f".{key.digest}.{os.getpid()}"
         aside.write_text(json.dumps(value))
@@ -75,13 +79,13 @@ class Outbox:
         """Start a pusher unless one is at work; it ends by itself when all is sent, or the store does not answer."""
         if not self.waiting() or being_made(self._locks, _LOCK):
             return
-        command = [sys.executable, "-P", "-m", "unified_backend.cache.push", str(self._store.root)]
-        package = str(Path(unified_backend.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        # Found where this process finds it; without the working directory, which is a stranger's.
+        path = os.pathsep.join(folder for folder in sys.path if folder)
         try:
+            command = [_python(), "-P", "-m", "unified_backend.cache.push", str(self._store.root)]
             with (self._store.root / "push.log").open("ab") as log:
                 # A session of its own, and no handle of ours: nobody waits for it, or is kept waiting by it.
-                subprocess.Popen(
+                pusher = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -89,6 +93,8 @@ class Outbox:
                     env={**os.environ, "PYTHONPATH": path},
                     start_new_session=True,
                 )
+            # A server lives for months: its stubs keep no dead children.
+            threading.Thread(target=pusher.wait, name="unified-pusher", daemon=True).start()
         except OSError as error:
             logger.warning('entries not pushed reason="%s" next="triton-unified cache push"', error)
 
@@ -105,7 +111,7 @@ class Outbox:
                 failed = False
                 with self._leases_renewed(remote):
                     for note in self.waiting():
-                        sent = self._send_one(note, remote, patient)
+                        sent = self._send_one(note, remote, patient and not failed)
                         failed = failed or sent.outcome == "failed"
                         yield sent
                 if failed:
@@ -114,16 +120,17 @@ class Outbox:
 
     def _send_one(self, note: Path, remote: Remote, patient: bool) -> Sent:
         try:
-            value = json.loads(note.read_bytes())
-            key, lease = Key(str(value["kind"]), dict(value["fields"])), value["lease"]
+            key, claim = _read(note)
         except (OSError, ValueError, KeyError, TypeError) as error:
             note.unlink(missing_ok=True)
             return Sent("unknown", note.stem, "gone", f"unreadable note: {error}")
         sent = _pushed(remote, self._store.place(key), key, patient)
-        if lease:
-            release(remote.objects, str(lease))
         if sent.outcome != "failed":
             note.unlink(missing_ok=True)
+        elif claim:
+            self.add(key, None)
+        if claim:
+            claim.release(remote.objects)
         return sent
 
     @contextmanager
@@ -132,11 +139,13 @@ class Outbox:
         stop = threading.Event()
 
         def keep() -> None:
-            while not stop.wait(RENEW_SECONDS):
+            while True:  # at once: starting this process may have taken its time
                 for note in self.waiting():
                     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                        if lease := json.loads(note.read_bytes())["lease"]:
-                            renew(remote.objects, str(lease))
+                        if claim := _read(note)[1]:
+                            claim.renew(remote.objects)
+                if stop.wait(RENEW_SECONDS):
+                    return
 
         thread = threading.Thread(target=keep, name="unified-leases", daemon=True)
         thread.start()
@@ -151,7 +160,8 @@ class Outbox:
         self._locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._locks / f"{_LOCK}.lock", fallback_to_soft=False)
         try:
-            lock.acquire(blocking=False)
+            # Not at once: another process may hold it for a moment, only to see whether a pusher is at work.
+            lock.acquire(timeout=1.0)
         except Timeout:
             yield False
             return
@@ -161,7 +171,45 @@ class Outbox:
             lock.release()
 
 
+def _read(note: Path) -> tuple[Key, Claim | None]:
+    value: Mapping[str, Any] = json.loads(note.read_bytes())
+    lease = value["lease"]
+    claim = Claim(str(lease["path"]), str(lease["owner"])) if lease else None
+    return Key(str(value["kind"]), dict(value["fields"])), claim
+
+
+def _python() -> str:
+    """An interpreter of this process's Python.
+
+    Triton's stub embeds Python: there, sys.executable is whatever `python3` the PATH has, which may be another one.
+
+    Raises:
+        OSError: there is none.
+    """
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = [Path(prefix) / "bin" / name for prefix in (sys.prefix, sys.base_prefix)]
+    for candidate in filter(None, (sys.executable, *map(str, beside), shutil.which(name))):
+        ask = [candidate, "-I", "-S", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stdout.split() == [
+                name.encode()
+            ]:
+                return candidate
+    raise OSError(f"there is no {name} beside the Python library that runs here, or on PATH")
+
+
 def _pushed(remote: Remote, place: Path, key: Key, patient: bool) -> Sent:
+    """Push an entry, which nobody evicts meanwhile."""
+    with contextlib.ExitStack() as held:
+        try:
+            if hold := Hold.take(place / MANIFEST):
+                held.callback(hold.release)
+        except OSError as error:
+            return Sent(key.kind, key.digest, "gone", error.strerror or str(error))
+        return _push_held(remote, place, key, patient)
+
+
+def _push_held(remote: Remote, place: Path, key: Key, patient: bool) -> Sent:
     pauses = list(_RETRY_SECONDS) if patient else []
     while True:
         try:
@@ -173,5 +221,6 @@ def _pushed(remote: Remote, place: Path, key: Key, patient: bool) -> Sent:
         except RemoteError as error:
             if error.forbidden or not pauses:
                 logger.warning('push failed kind=%s key=%s reason="%s"', key.kind, key.digest[:12], error)
+                remote.failed("write", error)
                 return Sent(key.kind, key.digest, "failed", str(error))
             time.sleep(pauses.pop(0))

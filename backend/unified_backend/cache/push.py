@@ -17,7 +17,7 @@ _LOG_BYTES = 1 << 20
 
 def _main(root: Path) -> int:
     log = root / "push.log"
-    if log.stat().st_size > _LOG_BYTES:
+    if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.write_bytes(b"")
     to_standard_error()
     cache = Cache.from_settings(cache_settings(), root)

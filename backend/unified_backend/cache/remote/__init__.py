@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unified_backend.cache.remote.lease import Lease
+from unified_backend.cache.remote.lease import Claim, Lease
 from unified_backend.cache.remote.objects import RemoteError
 from unified_backend.cache.remote.tier import Remote
 
-__all__ = ["Lease", "Remote", "RemoteError"]
+__all__ = ["Claim", "Lease", "Remote", "RemoteError"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,9 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["Objects", "RemoteError"]
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file")
-# A store that cannot answer a small question in these times is as good as down: a load goes on without it.
-_CONNECT, _SMALL, _LARGE = timedelta(seconds=3), timedelta(seconds=10), timedelta(seconds=120)
-_RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
+# A store that does not answer a small question, or sends nothing more of a large object, for as long as this is as good
+# as down: a load goes on without it. No second try after that, only after what fails at once.
+_ENDPOINTS = (
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_BASE_URL",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_ENDPOINT",
+)
+_CONNECT = {"connect_timeout": timedelta(seconds=3)}
+_SMALL = {**_CONNECT, "timeout": timedelta(seconds=5)}
+_DOWNLOAD = {**_CONNECT, "timeout": timedelta(seconds=120), "read_timeout": timedelta(seconds=10)}
+_UPLOAD = {**_CONNECT, "timeout": timedelta(seconds=120)}
+_RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=4)}
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 
@@ -37,8 +51,9 @@ class Objects:
     """A store at a URL, by key.
 
     Args:
-        url: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`, `file:///folder`, or the path
-            of a folder. Credentials come from each cloud's usual environment variables, instance metadata or identity.
+        url: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, `file:///folder`, or the path of a
+            folder. Credentials, and Azure's account, come from each cloud's usual environment variables, instance
+            metadata or identity.
 
     Raises:
         CacheError: the URL is not one of these, or the package obstore is missing.
@@ -46,8 +61,20 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         self.url = _without_secrets(url)
-        self._small = _open(url, _SMALL)
-        self._large = _open(url, _LARGE)
+        self._given = url
+        _check(url)
+
+    @cached_property
+    def _small(self) -> ObjectStore:
+        return _open(self._given, _SMALL)
+
+    @cached_property
+    def _download(self) -> ObjectStore:
+        return _open(self._given, _DOWNLOAD)
+
+    @cached_property
+    def _upload(self) -> ObjectStore:
+        return _open(self._given, _UPLOAD)
 
     def get(self, path: str) -> bytes | None:
         """A small object's bytes, or None if there is none."""
@@ -68,7 +95,7 @@ class Objects:
         import obstore
 
         with _translated():
-            return memoryview(obstore.get_range(self._large, path, start=start, length=length))
+            return memoryview(obstore.get_range(self._download, path, start=start, length=length))
 
     def size(self, path: str) -> int | None:
         """Bytes of an object, or None if there is none."""
@@ -104,7 +131,7 @@ class Objects:
         import obstore
 
         with _translated():
-            obstore.put(self._large, path, file, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+            obstore.put(self._upload, path, file, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
 
     def delete(self, path: str) -> None:
         """Remove an object; none there is fine."""
@@ -124,39 +151,53 @@ class Objects:
             return sorted(found["path"] for batch in obstore.list(self._small, prefix) for found in batch)
 
 
-def _open(url: str, timeout: timedelta) -> ObjectStore:
+def _check(url: str) -> None:
+    """Refuse what can never work; a store that is only away is for later.
+
+    Raises:
+        CacheError: see `Objects`.
+    """
     try:
         from obstore.exceptions import BaseError
-        from obstore.store import LocalStore, from_url
     except ImportError:
         raise CacheError(
             f"the remote cache {_without_secrets(url)} cannot be used",
             "the package obstore is not installed",
             "pip install 'triton-unified-backend[fleet]', or unset TRITON_UNIFIED_REMOTE_CACHE",
         ) from None
-    scheme = urlsplit(url).scheme
     try:
-        if not scheme or scheme == "file":
-            folder = Path(urlsplit(url).path if scheme else url).expanduser().absolute()
-            return LocalStore(folder, mkdir=True)
-        if scheme not in _SCHEMES:
-            raise ValueError(f"it starts with {scheme}://, not with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
-        client: Any = {"timeout": timeout, "connect_timeout": _CONNECT, "allow_http": _plain_http_wanted()}
-        return from_url(url, client_options=client, retry_config=_RETRIES)  # type: ignore[call-overload, no-any-return]
-    except (ValueError, OSError, BaseError) as error:
+        if _folder(url) is None:
+            if (scheme := urlsplit(url).scheme) not in _SCHEMES:
+                raise ValueError(f"it begins with {scheme}://, not with {', '.join(f'{one}://' for one in _SCHEMES)}")
+            _open(url, _SMALL)
+    except (ValueError, BaseError) as error:
         raise CacheError(
             f"the remote cache {_without_secrets(url)} cannot be used",
             _reason(error),
-            "Set TRITON_UNIFIED_REMOTE_CACHE to s3://BUCKET/PREFIX, gs://..., az://ACCOUNT/CONTAINER/... or a folder",
+            "Set TRITON_UNIFIED_REMOTE_CACHE to s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX (with "
+            "AZURE_STORAGE_ACCOUNT_NAME) or a folder",
         ) from None
+
+
+def _open(url: str, times: Mapping[str, timedelta]) -> ObjectStore:
+    from obstore.store import LocalStore, from_url
+
+    if folder := _folder(url):
+        return LocalStore(folder, mkdir=True)
+    client: Any = {**times, **({"allow_http": True} if _plain_http_wanted() else {})}
+    return from_url(url, client_options=client, retry_config=_RETRIES)  # type: ignore[call-overload, no-any-return]
+
+
+def _folder(url: str) -> Path | None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(parts.path if parts.scheme else url).expanduser().absolute()
 
 
 def _plain_http_wanted() -> bool:
     """Whether the user named an endpoint without TLS (a store on the same host or network)."""
-    import os
-
-    names = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-    return any(os.environ.get(name, "").startswith("http://") for name in names)
+    return any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
 
 
 @contextmanager
@@ -179,9 +220,7 @@ def _reason(error: Exception) -> str:
         return f"{status[1].strip()}{f' ({code[1]})' if code else ''}"
     if "http error" in text.lower():
         return "no answer: the store cannot be reached, or is too slow"
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    plain = re.sub(r"\S+://\S+", "the store", text.partition(" Debug source")[0])
+    plain = re.sub(r"\S+://\w\S*", "the store", text.partition(" Debug source")[0])
     return plain[:200] or type(error).__name__
 
 

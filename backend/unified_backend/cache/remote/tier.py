@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +83,7 @@ class Remote:
         try:
             found = self._pull(key, folder, partial or self._partial)
         except RemoteError as error:
-            self._failed("read", error)
+            self.failed("read", error)
             found = None
         else:
             self._breaker.succeeded("read")
@@ -124,9 +123,10 @@ class Remote:
                 free = watch.look()
                 lease = acquire(self.objects, free) if free else None
             except RemoteError as error:
-                self._failed("write", error)
+                self.failed("write", error)
                 return None
             if lease:
+                self._breaker.succeeded("write")
                 return self._pulled_under(lease, key, folder) or lease
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
@@ -137,13 +137,14 @@ class Remote:
             time.sleep(_LOOK_SECONDS)
 
     def _pulled_under(self, lease: Lease, key: Key, folder: Path) -> Manifest | None:
-        """The entry, if whoever had the lease before pushed it after this host's look for it; the lease is given back."""
-        found = None
+        """The entry, if the last holder pushed it after this host looked for it; then the lease is given back."""
         try:
             found = self.pull(key, folder)
-        finally:
-            if found or sys.exception():
-                lease.release()
+        except BaseException:
+            lease.release()
+            raise
+        if found:
+            lease.release()
         return found
 
     def push(self, place: Path, key: Key) -> bool:
@@ -166,9 +167,17 @@ class Remote:
         signature = place / SIGNATURE
         envelope = _envelope(data, signature.read_bytes() if signature.exists() else None)
         if there is None:
-            return self.objects.create(path, envelope)
-        self.objects.put(path, envelope)  # over one that no host with this key would take
-        return True
+            created = self.objects.create(path, envelope)
+        else:
+            self.objects.put(path, envelope)  # over one that no host with this key would take
+            created = True
+        self._breaker.succeeded("write")
+        return created
+
+    def failed(self, operation: str, error: RemoteError) -> None:
+        """Have this host leave the store alone for a while, for `read` or `write`."""
+        self.failures += 1
+        self._breaker.failed(operation, str(error))
 
     def keys(self) -> list[tuple[str, str]]:
         """Kind and digest of every entry in the store.
@@ -248,10 +257,6 @@ class Remote:
         except DamagedError:
             return False
         return all(self.objects.size(f"blobs/{record.sha256}") == record.size for record in manifest.files.values())
-
-    def _failed(self, operation: str, error: RemoteError) -> None:
-        self.failures += 1
-        self._breaker.failed(operation, str(error))
 
 
 def _empty(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -9,8 +10,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from filelock import FileLock
-
+from unified_backend.cache.flight import one_at_a_time
 from unified_backend.cache.manifest import DamagedError, FileRecord
 from unified_backend.cache.remote.objects import Objects
 
@@ -18,9 +18,10 @@ __all__ = ["fetch"]
 
 logger = logging.getLogger(__name__)
 
-_PART_BYTES = 16 << 20
+_PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 4
 _REPORT_SECONDS = 10.0
+_ABANDONED_SECONDS = 3 * 86400.0  # nobody came back to go on with it
 
 
 def fetch(objects: Objects, path: str, record: FileRecord, target: Path, partial: Path) -> None:
@@ -37,8 +38,9 @@ def fetch(objects: Objects, path: str, record: FileRecord, target: Path, partial
         OSError: the disk is full or cannot be written.
     """
     partial.mkdir(parents=True, exist_ok=True)
+    _sweep(partial)
     half, journal = partial / record.sha256, partial / f"{record.sha256}.parts"
-    with FileLock(partial / f"{record.sha256}.lock", fallback_to_soft=False):
+    with one_at_a_time(partial, record.sha256, f"fetch={record.sha256[:12]}"):
         resumed = journal.exists()
         whole = _fetched(objects, path, record, half, journal)
         if resumed and not whole:
@@ -47,6 +49,14 @@ def fetch(objects: Objects, path: str, record: FileRecord, target: Path, partial
         if not whole:
             raise DamagedError(f"the object {path} has the wrong SHA-256")
         half.rename(target)
+
+
+def _sweep(partial: Path) -> None:
+    """Remove what was fetched in part, long ago; nothing else ever would."""
+    for left in partial.iterdir():
+        with contextlib.suppress(OSError):
+            if left.suffix != ".lock" and time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
 
 
 def _fetched(objects: Objects, path: str, record: FileRecord, half: Path, journal: Path) -> bool:
