@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import pytest
 from object_stores import LOCAL, ObjectStore, gcs_server
 from unified_backend.cache import Cache, Key
 from unified_backend.cache.flight import being_made
+from unified_backend.cache.manifest import FileRecord, Manifest
 from unified_backend.cache.remote import Remote
 from unified_backend.cache.remote.objects import Objects
 from unified_backend.errors import CacheError
@@ -178,19 +180,19 @@ def manifest(objects: Objects) -> str:
     return objects.names("entries")[0]
 
 
-def edited(**values: object) -> Callable[[bytes], bytes]:
-    """An envelope whose manifest has other file records."""
+def forged(record: FileRecord, name: str = "sub/model.bin") -> Callable[[bytes], bytes]:
+    """An envelope whose manifest is in order but for one file."""
 
     def edit(envelope: bytes) -> bytes:
         value = json.loads(envelope)
-        inner = json.loads(value["manifest"])
-        for record in inner["files"].values():
-            record.update(values)
-        return json.dumps({**value, "manifest": json.dumps(inner)}).encode()
+        original = Manifest.from_bytes(value["manifest"].encode(), KEY.digest)
+        manifest = dataclasses.replace(original, files={**original.files, name: record})
+        return json.dumps({**value, "manifest": manifest.to_bytes().decode()}).encode()
 
     return edit
 
 
+NOWHERE = "0" * 64
 DAMAGES: dict[str, Callable[[Objects], object]] = {
     "a flipped byte": lambda o: change(o, blob(o), lambda data: b"W" + data[1:]),
     "a truncated blob": lambda o: change(o, blob(o), lambda data: data[:10]),
@@ -200,9 +202,14 @@ DAMAGES: dict[str, Callable[[Objects], object]] = {
     "a manifest that is no JSON": lambda o: change(o, manifest(o), lambda data: data[:-20]),
     "a manifest of nothing": lambda o: change(o, manifest(o), lambda data: b""),
     "a manifest with other values": lambda o: change(o, manifest(o), lambda data: b'{"manifest": 7}'),
-    "a digest that is a path": lambda o: change(o, manifest(o), edited(sha256="../../../stolen")),
-    "a size below zero": lambda o: change(o, manifest(o), edited(size=-1)),
-    "a huge size": lambda o: change(o, manifest(o), edited(size=1 << 62)),
+    "a digest that is a path": lambda o: change(o, manifest(o), forged(FileRecord(7000, "../../../stolen"))),
+    "a size below zero": lambda o: change(o, manifest(o), forged(FileRecord(-1, NOWHERE))),
+    "a file outside": lambda o: change(o, manifest(o), forged(FileRecord(7000, NOWHERE), "../stolen")),
+    "a file where a folder is": lambda o: change(o, manifest(o), forged(FileRecord(0, NOWHERE), "sub")),
+    "a name too long": lambda o: change(o, manifest(o), forged(FileRecord(0, NOWHERE), "x" * 300)),
+    "a name that is no text": lambda o: change(o, manifest(o), forged(FileRecord(0, NOWHERE), "\ud800")),
+    "a flipped bit in the facts": lambda o: change(o, manifest(o), lambda data: data.replace(b"42", b"43")),
+    "a huge size": lambda o: change(o, manifest(o), forged(FileRecord(1 << 62, NOWHERE))),
 }
 
 
@@ -217,7 +224,7 @@ def test_a_damaged_entry_is_made_here_and_repaired_by_the_push(url, tmp_path, da
         assert ["NOT USED" in text for text in warnings(caplog)] == [True]
         wait_for_the_pusher(second)
     assert host(tmp_path / "c", url).get_or_make(KEY, never).origin == "pulled"
-    assert not (tmp_path / "stolen").exists()
+    assert not list(tmp_path.rglob("stolen"))
 
 
 def test_an_entry_of_another_key_is_not_taken(url, tmp_path, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -12,10 +13,22 @@ from typing import Any
 
 from unified_backend.cache.keys import SCHEMA, Key
 
-__all__ = ["MANIFEST", "SIGNATURE", "DamagedError", "FileRecord", "Manifest", "artefacts", "damage", "record_files"]
+__all__ = [
+    "MANIFEST",
+    "SIGNATURE",
+    "DamagedError",
+    "FileRecord",
+    "Manifest",
+    "artefacts",
+    "damage",
+    "path_in",
+    "record_files",
+]
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 _KIND = re.compile(r"[A-Za-z0-9_-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST_NAME = 255  # bytes, of a file in every filesystem in use
 
 
 class DamagedError(Exception):
@@ -99,6 +112,8 @@ class Manifest:
             raise DamagedError("manifest has the wrong SHA-256")
         if bad := next((name for name in files if not _stays_inside(name)), None):
             raise DamagedError(f"manifest names {bad!r}, which is not a file of the entry")
+        if bad := next((name for name in files if not _could_be(name, files)), None):
+            raise DamagedError(f"manifest says of {bad!r} what no file can be")
         return manifest
 
 
@@ -111,10 +126,22 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
     return records
 
 
+def path_in(folder: Path, name: str) -> Path:
+    """Where the file that a manifest calls `name` lies below a folder, whatever the locale: Triton's stub has the C one.
+
+    Raises:
+        ValueError: no file can have the name.
+    """
+    return folder / os.fsdecode(_encoded(name))
+
+
 def artefacts(folder: Path) -> dict[str, Path]:
-    """The files below `folder` that are neither manifest nor signature, by their relative name."""
+    """The files below `folder` that are neither manifest nor signature, by their relative name.
+
+    A name's bytes on the disk are UTF-8, and surrogates stand for those that are not; see `path_in`.
+    """
     below = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    found = {path.relative_to(folder).as_posix(): path for path in below}
+    found = {os.fsencode(path.relative_to(folder)).decode("utf-8", "surrogateescape"): path for path in below}
     return {name: path for name, path in found.items() if name not in (MANIFEST, SIGNATURE)}
 
 
@@ -137,6 +164,10 @@ def damage(folder: Path, manifest: Manifest, digest: Callable[[Path], str]) -> s
     return None
 
 
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _text(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=1).encode()
 
@@ -151,4 +182,22 @@ def _stays_inside(name: str) -> bool:
         and not {"..", "."} & set(path.parts)
         and "\0" not in name
         and name not in (MANIFEST, SIGNATURE)
+    )
+
+
+def _could_be(name: str, files: Mapping[str, FileRecord]) -> bool:
+    """Whether the record can be of a file, and no other file stands where its folder has to be.
+
+    The digest is part of paths, here and in a remote tier.
+    """
+    record, path = files[name], PurePosixPath(name)
+    try:
+        longest = max(len(_encoded(part)) for part in path.parts)
+    except UnicodeEncodeError:
+        return False
+    return (
+        longest <= _LONGEST_NAME
+        and record.size >= 0
+        and _SHA256.fullmatch(record.sha256) is not None
+        and not any(parent.as_posix() in files for parent in path.parents)
     )
