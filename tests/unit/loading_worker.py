@@ -30,20 +30,22 @@ def weights(seed: int, width: int = 40) -> list[np.ndarray]:
     return [chance.standard_normal(shape).astype(np.float32) for shape in ((64, width), (width, 64))]
 
 
-def write_model(folder: Path, seed: int = 0, external: str | None = None) -> Path:
+def write_model(folder: Path, seed: int = 0, external: str | None = None, unfit: bool = False) -> Path:
     """A model of about 20 KB in a version folder: Y = relu(X W) V, its numbers from `seed`; returns the folder.
 
     Args:
         external: the file beside it that holds W and V.
+        unfit: list W among the inputs, as old exporters do, so that the cache gets a repaired copy.
     """
     initializers = [numpy_helper.from_array(array, name) for array, name in zip(weights(seed), ("W", "V"), strict=True)]
-    values = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 64]) for name in "XY")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 64]) for name in "XY")
+    inputs = [x, helper.make_tensor_value_info("W", TensorProto.FLOAT, initializers[0].dims)] if unfit else [x]
     nodes = [
         helper.make_node("MatMul", ["X", "W"], ["a"]),
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("MatMul", ["b", "V"], ["Y"]),
     ]
-    graph = helper.make_graph(nodes, "g", [next(values)], [next(values)], initializers)
+    graph = helper.make_graph(nodes, "g", inputs, [y], initializers)
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
     folder.mkdir(parents=True, exist_ok=True)
     if external:

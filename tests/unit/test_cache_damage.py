@@ -210,6 +210,36 @@ def test_a_reader_alone_sets_nothing_aside(tmp_path):
     assert not entry.path.exists()
 
 
+def test_a_repair_leaves_what_has_been_made_again_meanwhile(tmp_path):
+    store = Cache(tmp_path).store
+    place = Cache(tmp_path).get_or_make(KEY, make).path
+    digest = FileMemo(Path("/dev/null/none")).digest
+    store.repair(place, digest)
+    assert place.exists()
+    (place / "model.onnx").write_bytes(b"damaged")
+    store.repair(place, digest)
+    assert not place.exists()
+    store.repair(place, digest)
+    assert store.usage.counts()["quarantined"] == 1
+
+
+def test_an_entry_that_goes_while_it_is_looked_at_is_not_damaged(tmp_path):
+    """Nobody removes it under the eyes of who checks it."""
+    store = Cache(tmp_path).store
+    with Cache(tmp_path) as cache:
+        place = cache.get_or_make(KEY, make).path
+    memo = FileMemo(Path("/dev/null/none"))
+
+    def evict_and_digest(path: Path) -> str:
+        Cache(tmp_path).evict(0)
+        return memo.digest(path)
+
+    assert store.check(place, evict_and_digest).facts["dtype"] == "FP32"
+    Cache(tmp_path).evict(0)
+    with pytest.raises(FileNotFoundError):
+        store.check(place, memo.digest)
+
+
 def test_quarantine_keeps_the_latest_few_whatever_else_lies_there(tmp_path):
     (tmp_path / "quarantine").mkdir()
     (tmp_path / "quarantine/notes").write_text("of a person")

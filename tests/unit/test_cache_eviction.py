@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -123,6 +124,31 @@ def test_what_no_reader_of_this_version_takes_counts_and_goes(tmp_path):
     assert Cache(tmp_path).evict(2 * SIZE).size == 2 * SIZE
     assert not list((tmp_path / "quarantine").iterdir())
     assert left(tmp_path) == [2, 3]
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a link to an entry": lambda place: place.symlink_to(place.parent / "elsewhere"),
+    "a file": lambda place: place.write_bytes(b"x" * 100),
+    "an empty folder": lambda place: place.mkdir(),
+    "a pipe for a manifest": lambda place: (place.mkdir(), os.mkfifo(place / "manifest.json")),
+    "a link for a manifest": lambda place: (place.mkdir(), (place / "manifest.json").symlink_to("/etc/hostname")),
+    "a folder for a manifest": lambda place: (place / "manifest.json").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("put", STRANGE.values(), ids=STRANGE)
+def test_whatever_lies_among_the_entries_goes_and_is_not_waited_for(tmp_path, put, caplog):
+    (place,) = filled(tmp_path, 1)
+    strange = place.with_name("0" * 64)
+    put(strange)
+    for path in (strange / "manifest.json", strange):
+        if os.path.lexists(path):
+            os.utime(path, (1, 1), follow_symlinks=False)
+    assert left(tmp_path) == [0]
+    Cache(tmp_path).evict(0)
+    assert Cache(tmp_path).store.places() == []
+    assert Path("/etc/hostname").exists()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_an_evictor_that_is_late_leaves_the_new_entry(tmp_path, monkeypatch):

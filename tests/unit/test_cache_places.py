@@ -78,6 +78,20 @@ def test_a_damaged_entry_of_a_read_only_cache_is_not_used(open_path, model):
     assert_answers(found)
 
 
+@pytest.mark.parametrize("first", ["C", "C.UTF-8"])
+def test_a_file_name_is_the_same_in_every_locale(tmp_path, first):
+    """Triton's stub has the C locale, where Python spells the bytes that are not ASCII otherwise."""
+    folder = write_model(tmp_path / "repository/net/1", external="gewichte-ä.bin", unfit=True)
+    cache = {"TRITON_UNIFIED_CACHE": str(tmp_path / "cache"), "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    one, other = (
+        in_own_process({"folder": str(folder)}, **cache, LC_ALL=locale)
+        for locale in sorted(["C", "C.UTF-8"], key=lambda locale: locale != first)
+    )
+    assert (one["lookups"], other["lookups"]) == (ALL_MADE, ALL_HIT)
+    assert one["log"] == other["log"] == []
+    assert_answers(other)
+
+
 def lies_in(path: str) -> dict[str, str]:
     return {"TRITON_UNIFIED_CACHE": path}
 
@@ -163,9 +177,9 @@ def test_a_cache_without_locks_is_right_and_says_so(tmp_path, monkeypatch, caplo
         assert_whole(entry, 1)
     assert Cache(tmp_path).get_or_make(key(1), maker(1)).origin == "hit"
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("no locks")]
-    assert said == [
-        f'no locks folder={tmp_path / "locks"} reason="No locks available" next="two processes may make one entry"'
-    ]
+    line = f'no locks folder={tmp_path / "locks"} reason="No locks available" next="two processes may make one entry"'
+    assert set(said) == {line}
+    assert len(said) <= len(threads)  # and not with every lookup
     assert "no lock can be taken" in check_locks(tmp_path).found
     # Nobody can be asked whether it is in use: it stays, above the limit.
     assert Cache(tmp_path).evict(0).removed == []

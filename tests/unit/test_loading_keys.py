@@ -370,15 +370,12 @@ def test_a_file_that_changed_is_not_served_from_memory_under_the_old_signature(t
 
 def test_entries_hold_no_path_and_no_pickle(tmp_path):
     """They are signed, sent to other hosts and loaded there."""
-    folder = write_model(tmp_path / "a-recognisable-repository/net/1", external="data/of/weights.bin".replace("/", "-"))
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    model.graph.input.append(helper.make_tensor_value_info("W", TensorProto.FLOAT, [64, 40]))  # to be repaired
-    onnx.save(model, folder / "model.onnx")
+    folder = write_model(tmp_path / "a-recognisable-repository/net/1", external="data.bin", unfit=True)
     root = tmp_path / "a-recognisable-cache"
     with Cache(root) as cache:
         assert_answers(loaded(folder, cache), 0)
     entries = [path for path in (root / "entries").rglob("*") if path.is_file()]
-    assert {path.name for path in entries} == {"manifest.json", "model.onnx", "weights.bin", "data-of-weights.bin"}
+    assert {path.name for path in entries} == {"manifest.json", "model.onnx", "weights.bin", "data.bin"}
     for path in entries:
         content = path.read_bytes()
         assert b"recognisable" not in content
@@ -392,8 +389,6 @@ def test_data_named_like_an_entrys_own_files_is_refused_where_it_would_be_writte
     folder = write_model(tmp_path / "r/m/1", external=name)
     with Cache(tmp_path / "cache") as cache:
         assert_answers(loaded(folder, cache), 0)  # nothing needs a repair, so nothing is copied
-        model = onnx.load(folder / "model.onnx", load_external_data=False)
-        model.graph.input.append(helper.make_tensor_value_info("W", TensorProto.FLOAT, [64, 40]))
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        write_model(folder, external=name, unfit=True)
         with pytest.raises(Exception, match=f"has its external data in {name}.*Export the model again"):
             loaded(folder, cache)

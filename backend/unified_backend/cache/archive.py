@@ -19,7 +19,7 @@ from typing import IO
 from unified_backend.cache.archive_file import Metered, broken_is_a_read_error, reading, writing
 from unified_backend.cache.cache import Cache
 from unified_backend.cache.holds import Hold
-from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, FileRecord, Manifest
+from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, FileRecord, Manifest, path_in
 from unified_backend.cache.outbox import Sent
 from unified_backend.cache.store import Store, Stored
 from unified_backend.errors import Refused
@@ -95,7 +95,7 @@ def _pack_one(store: Store, entry: Stored, tar: tarfile.TarFile) -> Sent:
         if (entry.path / SIGNATURE).exists():
             _add(tar, f"{prefix}/{SIGNATURE}", (entry.path / SIGNATURE).read_bytes())
         for name, record in manifest.files.items():
-            with (entry.path / name).open("rb") as source:
+            with path_in(entry.path, name).open("rb") as source:
                 tar.addfile(_member(f"{prefix}/{name}", record.size), source)
     except DamagedError as error:
         return Sent(kind, digest, "failed", f"damaged: {error}")
@@ -163,7 +163,7 @@ class _Unpacking:
             if signature is not None:
                 (folder / SIGNATURE).write_bytes(signature)
             for name, record in manifest.files.items():
-                self._file(prefix + name, record, folder / name)
+                self._file(prefix + name, record, path_in(folder, name))
             if self._next is not None and self._next.name.startswith(prefix):
                 raise DamagedError(f"the member {self._next.name[:120]!r} is not in its manifest")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Hold", "clear", "remove_abandoned", "unheld"]
+from unified_backend.cache.files import clear, open_plain
+
+__all__ = ["Hold", "remove_abandoned", "unheld"]
 
 _ABANDONED_SECONDS = 60.0  # a folder is taken hold of at once after it was made: this is plenty
 
@@ -33,8 +34,7 @@ class Hold:
         Raises:
             OSError: there is no such file, or it cannot be opened.
         """
-        # Not through a link, nor waiting for a pipe's other end: neither is what was published.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = open_plain(path)
         try:
             # A filesystem without locks is left with the eviction order alone to protect what is in use.
             with suppress(OSError):
@@ -72,8 +72,7 @@ def unheld(path: Path) -> Iterator[bool]:
         OSError: it cannot be opened, or its filesystem has no locks.
     """
     # A file is opened for writing, as network filesystems want for an exclusive lock.
-    access = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    handle = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    handle = open_plain(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,15 +96,6 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
             with unheld(folder) as abandoned:
                 if abandoned:
                     clear(folder)
-
-
-def clear(path: Path) -> None:
-    """Remove a folder, or the file that somebody put in the place of one; what cannot be removed stays."""
-    with suppress(OSError):
-        if path.is_symlink() or not path.is_dir():
-            path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -127,7 +127,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def path_in(folder: Path, name: str) -> Path:
-    """Where the file that a manifest calls `name` lies below a folder, whatever the locale: Triton's stub has the C one.
+    """Where the file that a manifest calls `name` lies below a folder, in every locale: Triton's stub has C.
 
     Raises:
         ValueError: no file can have the name.

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from unified_backend.cache.files import clear, read_plain, sync, sync_folder
 from unified_backend.cache.flight import one_at_a_time
-from unified_backend.cache.holds import Hold, clear, remove_abandoned, unheld
+from unified_backend.cache.holds import Hold, remove_abandoned, unheld
 from unified_backend.cache.keys import Key
 from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, artefacts, damage
 from unified_backend.cache.memo import FileMemo
@@ -101,9 +102,6 @@ class Store:
         place = self.place(key)
         hold: Hold | None = None
         try:
-            # A link's target could change under the memo's eyes; a file is nothing that was published.
-            if place.is_symlink():
-                raise DamagedError("its folder is a symbolic link")
             hold = Hold.take(place / MANIFEST)
             if hold is None:
                 return None
@@ -128,9 +126,31 @@ class Store:
 
         Raises:
             DamagedError: something differs from what was published, or the signature is not the one wanted.
-            OSError: it cannot be read.
+            OSError: it cannot be read, or is not there (any more).
         """
-        return self._checked(place, (place / MANIFEST).read_bytes(), digest)
+        hold = Hold.take(place / MANIFEST)
+        if hold is None:
+            raise FileNotFoundError(errno.ENOENT, "it is being removed", str(place))
+        try:
+            return self._checked(place, hold.read(), digest)
+        finally:
+            hold.release()
+
+    def repair(self, place: Path, digest: Callable[[Path], str]) -> None:
+        """Set an entry aside if it is (still) damaged; its next maker makes it again.
+
+        Args:
+            digest: SHA-256 of a file's bytes, in hex.
+
+        Raises:
+            OSError: the cache cannot be written.
+        """
+        with one_at_a_time(self.root / "locks", place.name, f"key={place.name[:12]}"):
+            try:
+                self.check(place, digest)
+            except (DamagedError, OSError) as error:
+                if os.path.lexists(place):
+                    self._refuse(place, error)
 
     def publish(self, aside: Path, key: Key) -> tuple[Path, Hold | None]:
         """Move a finished folder, manifest included, to its place, so that readers see all of it or nothing.
@@ -143,7 +163,7 @@ class Store:
             OSError: it cannot be written; nothing is published.
         """
         place = self.place(key)
-        _sync(aside)
+        sync(aside)
         # Held before it can be seen: nothing evicts it on the way.
         hold = Hold.take(aside / MANIFEST)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +176,7 @@ class Store:
                 return found[0], found[2]
             raise
         with contextlib.suppress(OSError):  # it is there, and whole: at worst a power cut takes it away again
-            _sync_folder(place.parent)
+            sync_folder(place.parent)
         return place, hold
 
     def seal(self, aside: Path, manifest: Manifest) -> None:
@@ -174,7 +194,7 @@ class Store:
         """Every entry whose manifest can be read, in no order; none is touched or checked."""
         for path in self.places():
             try:
-                manifest = Manifest.from_bytes((path / MANIFEST).read_bytes(), path.name)
+                manifest = Manifest.from_bytes(read_plain(path / MANIFEST), path.name)
                 last_used = (path / MANIFEST).stat().st_mtime
             except (OSError, DamagedError):
                 continue
@@ -186,8 +206,11 @@ class Store:
         Raises:
             OSError: it cannot be removed.
         """
+        if place.is_symlink():
+            place.unlink()
+            return True
         manifest = place / MANIFEST
-        with unheld(manifest if os.path.lexists(manifest) else place) as free:
+        with unheld(manifest if manifest.is_file() and not manifest.is_symlink() else place) as free:
             if not free:
                 return False
             grave = self._elsewhere("making", place)
@@ -243,10 +266,13 @@ class Store:
         return []
 
     def _checked(self, place: Path, data: bytes, digest: Callable[[Path], str]) -> Manifest:
+        # What a link leads to may be changed by others, who need not be able to write here.
+        if place.is_symlink():
+            raise DamagedError("its folder is a symbolic link")
         manifest = Manifest.from_bytes(data, place.name)
         if self.signer:
             signature = place / SIGNATURE
-            self.signer.verify(data, signature.read_bytes() if signature.exists() else None)
+            self.signer.verify(data, read_plain(signature) if os.path.lexists(signature) else None)
         if found := damage(place, manifest, digest):
             raise DamagedError(found)
         return manifest
@@ -261,21 +287,3 @@ def _moved_at(path: Path) -> int:
     """When it was set aside, from its name; what has another name was not, and goes first."""
     moment = path.name.rpartition("-")[2]
     return int(moment) if moment.isdecimal() else 0
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.cache.keys import Key
-from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, artefacts
+from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, artefacts, path_in
 from unified_backend.cache.remote.breaker import Breaker
 from unified_backend.cache.remote.lease import Lease, Watch, acquire
 from unified_backend.cache.remote.objects import Objects, RemoteError
@@ -222,7 +222,7 @@ class Remote:
 
     def _fetch_files(self, manifest: Manifest, folder: Path, partial: Path) -> None:
         for name, record in manifest.files.items():
-            target = folder / name
+            target = path_in(folder, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             blob = f"blobs/{record.sha256}"
             if self.objects.size(blob) != record.size:

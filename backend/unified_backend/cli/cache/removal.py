@@ -142,9 +142,7 @@ def _remove(cache: Cache, place: Path) -> bool:
     try:
         return cache.store.remove(place)
     except FileNotFoundError:
-        if place.exists():  # without its manifest, by which it would be held
-            shutil.rmtree(place)
-        return True
+        return True  # another process was quicker
 
 
 def _print_places(what: str, places: Sequence[Path], catalogue: Catalogue) -> None:

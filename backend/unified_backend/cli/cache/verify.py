@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,7 @@ def verify(
         for place in tracked("verifying", places):
             if reason := _damage(cache, place):
                 row = {"key": place.name, "kind": _kind(place), "model": ", ".join(models(place.name))}
-                damaged.append({**row, "reason": reason, "repair": _repaired(cache, place, reason) if repair else ""})
+                damaged.append({**row, "reason": reason, "repair": _repaired(cache, place) if repair else ""})
     if as_json:
         print_json({"verified": len(places), "damaged": damaged})
     else:
@@ -60,10 +61,11 @@ def _damage(cache: Cache, place: Path) -> str | None:
     return None
 
 
-def _repaired(cache: Cache, place: Path, reason: str) -> str:
-    cache.store.quarantine(place, reason)
+def _repaired(cache: Cache, place: Path) -> str:
+    with contextlib.suppress(OSError):
+        cache.store.repair(place, _sha256)
     if place.exists():
-        return "not set aside: the cache cannot be written"
+        return "not set aside: the cache cannot be written" if _damage(cache, place) else "made again meanwhile"
     if not cache.remote:
         return "set aside"
     (sent,) = pull_entries(cache, cache.remote, [(_kind(place), place.name)])
