@@ -32,7 +32,7 @@ _CHUNK = 1 << 20
 # Bounds on what is read into memory, and on what is skipped; honest archives stay far below.
 _MANIFEST_BYTES, _SIGNATURE_BYTES = 16 << 20, 64 << 10
 _SKIPPED_MEMBERS = 10_000
-# What a disk answers to file names that no entry of ours has; anything else is the disk's own trouble.
+# What a file system answers to a name that it does not take; anything else is the disk's own trouble.
 _BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
@@ -181,8 +181,6 @@ class _Unpacking:
                 while data := self._read(source, _CHUNK):
                     digest.update(data)
                     file.write(data)
-        except ValueError:
-            raise DamagedError(f"no file can be named {target.name[:80]!r}") from None
         except OSError as error:
             if error.errno not in _BAD_NAME:
                 raise

@@ -181,7 +181,7 @@ def _stays_inside(name: str) -> bool:
         and path.as_posix() == name
         and not {"..", "."} & set(path.parts)
         and "\0" not in name
-        and name not in (MANIFEST, SIGNATURE)
+        and path.parts[0] not in (MANIFEST, SIGNATURE)
     )
 
 

@@ -12,6 +12,7 @@ import typer
 
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import SHORT, Catalogue, device_of, maker_of
+from unified_backend.cache.files import read_plain
 from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest
 from unified_backend.cache.store import Stored
 from unified_backend.cli.cache.shared import (
@@ -69,7 +70,7 @@ def show(
     place = place_of(cache, key)
     with translated(cache):
         try:
-            manifest = Manifest.from_bytes((place / MANIFEST).read_bytes(), place.name)
+            manifest = Manifest.from_bytes(read_plain(place / MANIFEST), place.name)
         except DamagedError as error:
             raise CacheError(
                 f"the entry {place.name[:SHORT]} is damaged",
