@@ -82,7 +82,8 @@ def swap_in(path: Path, put: Callable[[Path], object]) -> None:
 
 def elsewhere(path: Path) -> Path:
     """A copy of it outside the cache."""
-    copy = path.parents[6] / f"{path.name}-copy"
+    root = next(parent for parent in path.parents if parent.name == "entries").parent
+    copy = root.with_name(f"{path.name}-copy")
     if path.is_dir():
         shutil.copytree(path, copy)
     else:
