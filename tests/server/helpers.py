@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,18 @@ _NUMBERS = itertools.count(1)
 
 @contextmanager
 def start_server(
-    repository: Path, environment: Mapping[str, str] | None = None, ready_within: float = 120.0, **options: Any
+    repository: Path,
+    environment: Mapping[str, str] | None = None,
+    ready_within: float | None = 120.0,
+    more: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[Triton]:
     """A server of a test's own; its log and its engine cache lie beside `repository`.
 
     Args:
         environment: added to the server's.
+        ready_within: seconds; None does not wait.
+        more: URLs of repositories that it serves too.
         options: of `unified_backend.server.options.Options`, such as `model_control_mode` or `arguments`.
     """
     ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
@@ -171,12 +177,12 @@ def start_server(
             **options,
         }
     )
-    with start(find_server(), [repository], chosen) as running, ExitStack() as cleanup:
+    with start(find_server(), [repository, *more], chosen) as running, ExitStack() as cleanup:
         triton = Triton(running, repository, log)
         cleanup.callback(triton.client.close)
         LIVE.append(triton)
         cleanup.callback(LIVE.remove, triton)
-        if not running.ready(ready_within):
+        if ready_within is not None and not running.ready(ready_within):
             raise AssertionError(f"the server did not get ready:\n{triton.log_text()[-4000:]}")
         yield triton
 

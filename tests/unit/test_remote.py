@@ -274,9 +274,7 @@ def test_a_store_that_failed_is_left_alone_by_the_next_process_until_its_pause_i
     assert host(root, s3_url).get_or_make(keys[1], make).origin == "made"
     assert "left alone" in caplog.text
     assert len(warnings(caplog)) == 1
-    (note,) = (root / "remote").iterdir()
-    state = json.loads(note.read_text())
-    note.write_text(json.dumps({name: {**value, "until": time.time() - 1} for name, value in state.items()}))
+    forget_failures(root)
     assert host(root, s3_url).get_or_make(keys[2], never).origin == "pulled"
     assert "answers again" in caplog.text
 
@@ -493,3 +491,34 @@ def test_secrets_in_a_url_are_not_shown(tmp_path, caplog):
     with pytest.raises(CacheError) as refused:
         host(tmp_path, "ftp://user:hidden@host/x?token=hidden")
     assert "hidden" not in str(refused.value)
+
+
+def test_what_could_not_be_pushed_goes_with_the_next_load(s3_url, tmp_path, monkeypatch):
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+        first = host(tmp_path / "a", s3_url)
+        first.get_or_make(KEY, make)
+        wait_for_failure(first)
+        first.push_in_background()  # within the pause nobody is started
+        assert not list(pushers(tmp_path / "a"))
+    forget_failures(tmp_path / "a")
+    later = host(tmp_path / "a", s3_url)
+    assert later.get_or_make(KEY, never).origin == "hit"
+    (tmp_path / "a" / "push.log").unlink()
+    later.push_in_background()
+    wait_for_the_pusher(later)
+    assert host(tmp_path / "b", s3_url).get_or_make(KEY, never).origin == "pulled"
+
+
+def wait_for_failure(cache: Cache) -> None:
+    deadline = time.monotonic() + 60
+    while "entries left" not in (cache.root / "push.log").read_text() or list(pushers(cache.root)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def forget_failures(root: Path) -> None:
+    """Put the end of every pause into the past."""
+    (note,) = (root / "remote").iterdir()
+    state = json.loads(note.read_text())
+    note.write_text(json.dumps({name: {**value, "until": time.time() - 1} for name, value in state.items()}))

@@ -139,6 +139,11 @@ class Cache:
         """Make room; see `evict`."""
         return evict(self.store, self.limit if limit is None else limit)
 
+    def push_in_background(self) -> None:
+        """Have sent what an earlier pusher left, unless the store is left alone now."""
+        if self.remote and "write" not in self.remote.left_alone:
+            self.outbox.send_in_background()
+
     def push_waiting(self, patient: bool = False) -> Iterator[Sent]:
         """Push what was made here and is not in the remote tier yet; see `Outbox.send`."""
         return self.outbox.send(self.remote, patient) if self.remote else iter(())

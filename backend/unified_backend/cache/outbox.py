@@ -35,7 +35,7 @@ __all__ = ["Outbox", "Sent"]
 logger = logging.getLogger(__name__)
 
 _LOCK = "outbox"
-_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0)  # after these the next load, or `cache push`, tries again
+_RETRY_SECONDS = (1.0, 2.0, 4.0)  # after these the next load, or `cache push`, tries again
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,7 @@ class ModelInstance:
             report = described.report
             with report.phase("warm_up"):
                 plan = warm_up(loaded, cache)
+            cache.push_in_background()
         except UnifiedError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         self._runner = loaded.runner
