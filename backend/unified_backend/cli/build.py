@@ -30,7 +30,7 @@ _HEADINGS = ("model", "version", "result", "seconds", "reason")
 
 
 def build(
-    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="A model repository: a directory.")],
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A model repository: a directory.")],
     models: Annotated[
         list[str] | None, typer.Option("--model", metavar="NAME", help="Build this model only; repeatable.")
     ] = None,
@@ -53,11 +53,11 @@ def build(
     """
     logs.to_standard_error(logging.WARNING)
     _check_device(device)
-    if is_remote(str(repository)):
+    if is_remote(repository):
         raise Refused(f"{repository} is not a directory", "build reads files", "Copy the repository to a directory")
-    repository = repository.absolute()
-    check_repository(str(repository), may_be_empty=False)
-    wanted, outcomes = targets(repository, models or (), version)
+    folder = Path(repository).absolute()
+    check_repository(str(folder), may_be_empty=False)
+    wanted, outcomes = targets(folder, models or (), version)
     cache = open_cache()
     with translated(cache):
         outcomes += _watched(wanted, jobs)
@@ -66,7 +66,7 @@ def build(
     if as_json:
         print_json(
             {
-                "repository": str(repository),
+                "repository": str(folder),
                 "device": _host_device(),
                 "models": [_json(row) for row in outcomes],
                 "pushed": [dataclasses.asdict(row) for row in sent],
