@@ -133,7 +133,8 @@ def test_a_read_only_root_leaves_shared_memory(open_path, model):
     read_only = f"""
         mount --bind {open_path} /mnt
         mount -o remount,ro,bind /
-        mount -t tmpfs -o ro tmpfs /tmp
+        mount --bind /tmp /tmp
+        mount -o remount,ro,bind /tmp
         mount -t tmpfs tmpfs /dev/shm"""
     specification = {"folder": "/mnt/repository/net/1", "user": USER}
     found = in_own_process(specification, read_only, HOME="/", XDG_CACHE_HOME="")

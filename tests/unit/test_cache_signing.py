@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 from unified_backend.cache import Cache, Key
 from unified_backend.cache.signing import read_signer
-from unified_backend.errors import CacheError
+from unified_backend.errors import CacheError, NotCachedError
 from unified_backend.settings import CacheSettings
 
 KEY, OTHER = Key("engine", {"model": "abc"}), Key("engine", {"model": "xyz"})
@@ -39,6 +39,10 @@ def private_pem(key: Ed25519PrivateKey | rsa.RSAPrivateKey | ec.EllipticCurvePri
 
 def public_pem(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def public_der() -> bytes:
+    return Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @pytest.fixture
@@ -122,13 +126,23 @@ def test_what_was_not_so_signed_is_made_again_with_a_warning(cache, signed, capl
     assert cache(signed[0]).get_or_make(KEY, make).origin == "made"
     assert cache(signed[0]).get_or_make(KEY, never).origin == "hit"
     assert len(warnings(caplog)) == 1
-    assert f'damaged entry={KEY.digest[:12]} reason="{reason}' in warnings(caplog)[0]
+    assert f'entry={KEY.digest[:12]} reason="{reason}' in warnings(caplog)[0]
 
 
 def test_what_another_key_signed_is_made_again_with_a_warning(cache, signed, caplog):
     cache(signed[1]).get_or_make(KEY, make)
     assert cache(signed[0]).get_or_make(KEY, make).origin == "made"
     assert "signed with the key" in warnings(caplog)[0]
+
+
+def test_a_host_with_another_key_leaves_what_it_cannot_replace(cache, signed, key_file):
+    """Only whoever publishes a better one may move an entry that others can use."""
+    cache(signed[0]).get_or_make(KEY, make)
+    with pytest.raises(NotCachedError):
+        cache(signed[1]).get_or_make(KEY, never, "model/1", required=True)
+    public = key_file(public_pem(Ed25519PrivateKey.generate()))
+    assert cache(public).get_or_make(KEY, make).origin == "made"
+    assert cache(signed[0]).get_or_make(KEY, never).origin == "hit"
 
 
 def test_what_was_made_without_a_key_is_not_used_with_one(cache, signed, caplog):
@@ -180,6 +194,11 @@ UNUSABLE = {
     "a public key of OpenSSH": lambda: open_ssh(Ed25519PrivateKey.generate()),
     "an empty file": lambda: b"",
     "white space": lambda: b" \n" * 20,
+    "a public key in DER": lambda: public_der(),
+    "the body of a public key": lambda: base64.b64encode(public_der()),
+    "an RSA key in DER": lambda: rsa.generate_private_key(65537, 2048).private_bytes(
+        Encoding.DER, PrivateFormat.PKCS8, PLAIN
+    ),
     "too short a secret": lambda: b"fifteen letters",
 }
 

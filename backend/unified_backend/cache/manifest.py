@@ -19,6 +19,7 @@ __all__ = [
     "DamagedError",
     "FileRecord",
     "Manifest",
+    "UntrustedError",
     "artefacts",
     "damage",
     "path_in",
@@ -33,6 +34,10 @@ _LONGEST_NAME = 255  # bytes, of a file in every filesystem in use
 
 class DamagedError(Exception):
     """An entry is not what was published; the message says how."""
+
+
+class UntrustedError(DamagedError):
+    """An entry may be what was published, and is not signed by the key that this host wants."""
 
 
 @dataclasses.dataclass(frozen=True)

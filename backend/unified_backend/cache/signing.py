@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from unified_backend.cache.manifest import DamagedError
+from unified_backend.cache.manifest import UntrustedError
 from unified_backend.errors import CacheError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Signer(Protocol):
         """Return if `signature` is of these bytes and by this key.
 
         Raises:
-            DamagedError: it is not, or there is none.
+            UntrustedError: it is not, or there is none.
         """
         ...
 
@@ -67,9 +67,30 @@ def read_signer(file: Path) -> Signer:
     if b"-----BEGIN" in content or content.lstrip().startswith((b"ssh-", b"ecdsa-", b"sk-")):
         return _ed25519(file, content)
     secret = content.strip()
+    if _is_der(content) or _is_der(_from_base64(secret)):
+        raise _unusable(file, "it looks like a key in DER, or PEM without its first and last line, not like a secret")
     if len(secret) < _SHORTEST_SECRET:
         raise _unusable(file, f"a secret of {len(secret)} bytes is too short, {_SHORTEST_SECRET} are the least")
     return _Hmac(secret)
+
+
+def _is_der(content: bytes) -> bool:
+    """Whether these bytes are one ASN.1 sequence, as keys are: public ones, too, and those would be no secret."""
+    head, size = content[:2], len(content)
+    short = head == bytes((0x30, size - 2)) if 2 <= size < 0x82 else False
+    # X.690 8.1.3: longer ones give the number of bytes that hold the length.
+    return (
+        short
+        or (head == b"\x30\x81" and size == content[2] + 3)
+        or (head == b"\x30\x82" and size == int.from_bytes(content[2:4]) + 4)
+    )
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error:
+        return b""
 
 
 class _Hmac:
@@ -88,7 +109,7 @@ class _Hmac:
     def verify(self, manifest: bytes, signature: bytes | None) -> None:
         given = _opened(self.name, signature)
         if not hmac.compare_digest(given, hmac.digest(self._secret, _PURPOSE + manifest, "sha256")):
-            raise DamagedError("wrong signature")
+            raise UntrustedError("wrong signature")
 
 
 class _Ed25519:
@@ -113,7 +134,7 @@ class _Ed25519:
         try:
             self._public.verify(_opened(self.name, signature), _PURPOSE + manifest)
         except InvalidSignature:
-            raise DamagedError("wrong signature") from None
+            raise UntrustedError("wrong signature") from None
 
 
 def _ed25519(file: Path, content: bytes) -> Signer:
@@ -156,14 +177,14 @@ def _envelope(name: str, signature: bytes) -> bytes:
 def _opened(name: str, signature: bytes | None) -> bytes:
     """The raw signature in a signature file made with the key of this name."""
     if signature is None:
-        raise DamagedError("not signed")
+        raise UntrustedError("not signed")
     try:
         value = json.loads(signature)
         by, raw = str(value["key"]), base64.b64decode(value["signature"], validate=True)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
-        raise DamagedError("unreadable signature") from None
+        raise UntrustedError("unreadable signature") from None
     if by != name:
-        raise DamagedError(f"signed with the key {by[:40]}, not {name}")
+        raise UntrustedError(f"signed with the key {by[:40]}, not {name}")
     if signature != _envelope(by, raw):
-        raise DamagedError("unreadable signature")  # Base64 has several spellings of the same bytes
+        raise UntrustedError("unreadable signature")  # Base64 has several spellings of the same bytes
     return raw

@@ -18,7 +18,15 @@ from unified_backend.cache.files import clear, read_plain, sync, sync_folder
 from unified_backend.cache.flight import one_at_a_time
 from unified_backend.cache.holds import Hold, remove_abandoned, unheld
 from unified_backend.cache.keys import Key
-from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest, artefacts, damage
+from unified_backend.cache.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    DamagedError,
+    Manifest,
+    UntrustedError,
+    artefacts,
+    damage,
+)
 from unified_backend.cache.memo import FileMemo
 from unified_backend.cache.signing import Signer
 from unified_backend.cache.usage import Usage
@@ -170,11 +178,18 @@ class Store:
         try:
             aside.rename(place)
         except OSError:
-            if hold:
-                hold.release()
-            if found := self.read(key):
+            if found := self.read(key, repair=False):
+                if hold:
+                    hold.release()
                 return found[0], found[2]
-            raise
+            try:
+                if os.path.lexists(place):
+                    self._set_aside(place)
+                aside.rename(place)
+            except OSError:
+                if hold:
+                    hold.release()
+                raise
         with contextlib.suppress(OSError):  # it is there, and whole: at worst a power cut takes it away again
             sync_folder(place.parent)
         return place, hold
@@ -222,6 +237,9 @@ class Store:
         """Set a damaged entry aside, out of every reader's way."""
         logger.warning('cache entry damaged entry=%s reason="%s" next=rebuilt', place.name[:12], reason)
         self.usage.count("quarantined")
+        self._set_aside(place)
+
+    def _set_aside(self, place: Path) -> None:
         try:
             place.rename(self._elsewhere("quarantine", place))
         except FileNotFoundError:
@@ -252,7 +270,10 @@ class Store:
 
     def _refuse(self, place: Path, error: DamagedError | OSError) -> None:
         """Say why an entry is not used, and set it aside unless this process is what is wrong."""
-        if isinstance(error, DamagedError):
+        if isinstance(error, UntrustedError):
+            # Whole, for all this host knows, and good for those with another key: it goes when a better one comes.
+            logger.warning('cache entry NOT USED entry=%s reason="%s"', place.name[:12], error)
+        elif isinstance(error, DamagedError):
             self.quarantine(place, str(error))
         elif error.errno in _OWN_TROUBLE:
             logger.warning('cache entry not readable entry=%s reason="%s"', place.name[:12], error.strerror)
