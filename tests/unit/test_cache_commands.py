@@ -77,7 +77,7 @@ def test_a_cache_that_is_not_there_is_empty_and_stays_so(tmp_path):
     assert "not there yet" in info.stdout
     assert "the cache is empty" in info.stdout
     listed = command(tmp_path, "cache", "ls")
-    assert (listed.returncode, listed.stdout) == (0, f"empty: {tmp_path / 'cache'}\n")
+    assert (listed.returncode, listed.stdout, listed.stderr) == (0, "", f"empty: {tmp_path / 'cache'}\n")
     assert printed(tmp_path, "cache", "verify") == {"verified": 0, "damaged": []}
     assert not (tmp_path / "cache").exists()
 

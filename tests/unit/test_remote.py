@@ -522,3 +522,9 @@ def forget_failures(root: Path) -> None:
     (note,) = (root / "remote").iterdir()
     state = json.loads(note.read_text())
     note.write_text(json.dumps({name: {**value, "until": time.time() - 1} for name, value in state.items()}))
+
+
+@pytest.mark.parametrize("there", [".", "below", ".."])
+def test_a_folder_is_not_both_tiers(tmp_path, there):
+    with pytest.raises(CacheError, match="shares a folder with the local cache"):
+        Remote(str(tmp_path / "cache" / there), tmp_path / "cache")

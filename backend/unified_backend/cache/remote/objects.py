@@ -55,6 +55,10 @@ class Objects:
             folder. Credentials, and Azure's account, come from each cloud's usual environment variables, instance
             metadata or identity.
 
+    Attributes:
+        url: where it is, without credentials.
+        folder: the folder that it is, if it is one.
+
     Raises:
         CacheError: the URL is not one of these, or the package obstore is missing.
     """
@@ -62,6 +66,7 @@ class Objects:
     def __init__(self, url: str) -> None:
         self.url = _without_secrets(url)
         self._given = url
+        self.folder = _folder(url)
         _check(url)
 
     @cached_property

@@ -24,6 +24,7 @@ from unified_backend.cache.remote.lease import Lease, Watch, acquire
 from unified_backend.cache.remote.objects import Objects, RemoteError
 from unified_backend.cache.remote.transfer import fetch
 from unified_backend.cache.signing import Signer
+from unified_backend.errors import CacheError
 
 __all__ = ["Remote"]
 
@@ -41,12 +42,21 @@ class Remote:
         folder: on this host, for what outlives a process: parts of large objects, and when to try again.
         signer: where set, only entries that it verifies are taken.
 
+    Raises:
+        CacheError: the URL cannot be used, or is a folder that overlaps the local cache.
+
     Attributes:
         failures: operations of this process that the store failed.
     """
 
     def __init__(self, url: str, folder: Path, signer: Signer | None = None) -> None:
         self.objects = Objects(url)
+        if (there := self.objects.folder) and _overlap(there.resolve(), folder.resolve()):
+            raise CacheError(
+                f"the remote cache {there} cannot be used",
+                f"it shares a folder with the local cache {folder}",
+                "Set TRITON_UNIFIED_REMOTE_CACHE to a folder beside it, on a disk that the fleet shares",
+            )
         self.failures = 0
         self._partial = folder / "partial"
         self._signer = signer
@@ -257,6 +267,10 @@ class Remote:
         except DamagedError:
             return False
         return all(self.objects.size(f"blobs/{record.sha256}") == record.size for record in manifest.files.values())
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _empty(folder: Path) -> None:

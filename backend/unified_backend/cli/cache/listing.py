@@ -51,7 +51,7 @@ def ls(as_json: AsJson = False) -> None:
     elif rows:
         print_rows(_HEADINGS, map(_cells, rows), right=("size", "age", "used"), cut=("device",))
     else:
-        typer.echo(f"empty: {cache.root}")
+        typer.echo(f"empty: {cache.root}", err=True)
 
 
 def show(

@@ -44,6 +44,7 @@ Step = TypeVar("Step")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _CUT = 20  # characters
+_WIDE = 110  # columns of a terminal that holds every column of a table as it is
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -139,12 +140,13 @@ def print_rows(
             typer.echo("\t".join(map(one_line, row)))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
+    narrow = console.width < _WIDE
+    for position, heading in enumerate(headings):
         table.add_column(
             heading,
             overflow="ellipsis" if heading in cut else "fold",
-            no_wrap=heading in cut or heading in right,
-            max_width=_CUT if heading in cut else None,
+            no_wrap=position > 0,  # only names are broken: what is copied stays whole
+            max_width=(_CUT // 2 if narrow else _CUT) if heading in cut else None,
             justify="right" if heading in right else "left",
         )
     for row in rows:
