@@ -57,7 +57,7 @@ class ObjectStore:
     def start(self) -> None:
         """Start it, with what it held when it was stopped."""
         command = [WEED, f"-logdir={self._folder}", "server", f"-dir={self._folder}", "-s3", "-filer"]
-        command += [f"-ip={LOCAL}", f"-ip.bind={LOCAL}", "-master.telemetry=false", "-volume.max=20"]
+        command += [f"-ip={LOCAL}", f"-ip.bind={LOCAL}", "-master.telemetry=false", "-volume.max=200"]
         names = ("master.port", "volume.port", "filer.port", "master.port.grpc", "volume.port.grpc", "filer.port.grpc")
         command += [f"-{name}={port}" for name, port in zip((*names, "s3.port.grpc"), self._ports, strict=True)]
         command += [f"-s3.port={self.port}", f"-s3.config={self._config}", "-s3.autoCreateBucket"]

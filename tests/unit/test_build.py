@@ -100,7 +100,7 @@ def remote(request, tmp_path) -> dict[str, str]:
     if request.param == "folder":
         return {"TRITON_UNIFIED_REMOTE_CACHE": str(tmp_path / "remote")}
     store = request.getfixturevalue("s3")
-    return {**store.environment, "TRITON_UNIFIED_REMOTE_CACHE": f"s3://build/{tmp_path.name}"}
+    return {**store.environment, "TRITON_UNIFIED_REMOTE_CACHE": store.url()}
 
 
 def test_the_bucket_is_complete_when_the_job_ends(tmp_path, repository, remote):

@@ -373,7 +373,7 @@ def remote(request, tmp_path) -> dict[str, str]:
     if request.param == "folder":
         return folder_remote(tmp_path)
     store = request.getfixturevalue("s3")
-    return {**store.environment, "TRITON_UNIFIED_REMOTE_CACHE": f"s3://commands/{tmp_path.name}"}
+    return {**store.environment, "TRITON_UNIFIED_REMOTE_CACHE": store.url()}
 
 
 def test_what_one_host_pushes_another_pulls(tmp_path, cache, two, remote):
