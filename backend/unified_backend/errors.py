@@ -6,6 +6,7 @@ __all__ = [
     "CacheError",
     "CacheFullError",
     "ConfigError",
+    "ConversionError",
     "EngineError",
     "NotCachedError",
     "Refused",
@@ -13,7 +14,9 @@ __all__ = [
     "ServerError",
     "SourceChangedError",
     "SourceError",
+    "ToolchainError",
     "UnifiedError",
+    "VerificationError",
     "printable",
 ]
 
@@ -79,6 +82,20 @@ class ConfigError(UnifiedError):
     """config.pbtxt (or a parameter, or an environment variable) contradicts the model or itself."""
 
     triton_code = "INVALID_ARG"
+
+
+class ToolchainError(UnifiedError):
+    """An environment with a framework is missing where it may not be made, or cannot be made."""
+
+    triton_code = "UNAVAILABLE"
+
+
+class ConversionError(UnifiedError):
+    """A source could not be turned into the canonical model: the worker failed, or what it made is no model."""
+
+
+class VerificationError(UnifiedError):
+    """What was made of a source does not compute what the source computes."""
 
 
 class EngineError(UnifiedError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import logging
 import os
 import re
@@ -15,7 +16,15 @@ import platformdirs
 
 from unified_backend.errors import ConfigError
 
-__all__ = ["CacheSettings", "Settings", "cache_settings", "default_max_batch_size", "parse_bytes", "read_settings"]
+__all__ = [
+    "CacheSettings",
+    "Settings",
+    "cache_settings",
+    "default_max_batch_size",
+    "parse_bytes",
+    "read_settings",
+    "toolchain_mode",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +53,18 @@ class Settings:
         custom_op_library: shared libraries with ONNX Runtime custom operators.
         session_options: ONNX Runtime session configuration entries, passed through as they are.
         require_cached: fail the load at once where an entry is missing, in place of building it.
+        signature: key of the SavedModel or TensorFlow Lite signature to serve.
+        tags: tags of the SavedModel's graph to serve.
+        inputs: tensors of a graph that are its inputs, in tf2onnx's notation: `input0:0[1,224,224,3]`.
+        outputs: tensors of a graph that are its outputs.
+        names: (name in the model, name it is served under) of inputs and outputs.
+        opset: ONNX opset of a converted model; 0 for the newest that every rung accepts.
+        converter: the exporter's own options by their own names, each with its value as JSON text.
+        allow_unsafe: run code that a model file carries (the byte code of a Keras Lambda layer).
+        verify: `strict`: a model that differs from its source does not load; `warn`: it does, with a warning.
+        tolerance: largest error accepted, relative to the output's largest value; None for the default of its type.
+        conversion_seconds: time limit of a conversion.
+        conversion_memory: memory limit of a conversion, in bytes.
     """
 
     source: str | None = None
@@ -60,6 +81,18 @@ class Settings:
     custom_op_library: tuple[str, ...] = ()
     session_options: tuple[tuple[str, str], ...] = ()
     require_cached: bool = False
+    signature: str | None = None
+    tags: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+    opset: int = 0
+    converter: tuple[tuple[str, str], ...] = ()
+    allow_unsafe: bool = False
+    verify: str = "strict"
+    tolerance: float | None = None
+    conversion_seconds: int = 1800
+    conversion_memory: int = 8 * 1024**3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +141,19 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "enable_mem_pattern": _choice(_SWITCH),
         "require_cached": _choice(_SWITCH),
         "memory.enable_memory_arena_shrinkage": _choice({"cpu:0": True, "1": True, "0": False, "": False}),
-        "custom_op_library": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+        "custom_op_library": _list,
+        "signature": str,
+        "tags": _list,
+        "inputs": _tensor_names,
+        "outputs": _tensor_names,
+        "names": _renamed,
+        "opset": _count,
+        "converter": _options,
+        "allow_unsafe": _choice(_SWITCH),
+        "verify": _choice({"strict": "strict", "warn": "warn"}),
+        "tolerance": _positive,
+        "conversion_seconds": _count,
+        "conversion_memory": parse_bytes,
     }
     values: dict[str, Any] = {}
     session_options = []
@@ -151,6 +196,26 @@ def cache_settings(environment: Mapping[str, str] | None = None) -> CacheSetting
         value("TRITON_UNIFIED_REMOTE_CACHE", str, None),
         value("TRITON_UNIFIED_REQUIRE_CACHED", _choice(_SWITCH), False),
     )
+
+
+def toolchain_mode(environment: Mapping[str, str] | None = None) -> str:
+    """Whether toolchains may be used, and installed when they are needed: `TRITON_UNIFIED_TOOLCHAINS`.
+
+    Returns:
+        `auto` (the default): used, and installed; `installed`: only those already there are used; `off`: none is.
+
+    Raises:
+        ConfigError: the variable is none of these.
+    """
+    text = (os.environ if environment is None else environment).get("TRITON_UNIFIED_TOOLCHAINS", "").strip()
+    modes = ("auto", "installed", "off")
+    if (text.lower() or "auto") not in modes:
+        raise ConfigError(
+            f'TRITON_UNIFIED_TOOLCHAINS is "{text}"',
+            f"it must be one of {', '.join(modes)}",
+            "Correct the variable, or unset it",
+        )
+    return text.lower() or "auto"
 
 
 def default_max_batch_size(environment: Mapping[str, str] | None = None) -> int:
@@ -214,6 +279,46 @@ def _count(text: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError("it must be a whole number of 0 or more")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError("it must be a number above 0, such as 1e-3")
+    return value
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _tensor_names(text: str) -> tuple[str, ...]:
+    """tf2onnx's list of tensors; the commas inside a shape's brackets separate nothing."""
+    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it must be a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("it must be a JSON object")
+    return value
+
+
+def _renamed(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = _object(text)
+    if not all(isinstance(new, str) and new for new in pairs.values()) or len(set(pairs.values())) < len(pairs):
+        raise ValueError("it must map each name in the model to another name, all of them different")
+    return tuple(sorted(pairs.items()))
+
+
+def _options(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, json.dumps(value, sort_keys=True)) for key, value in _object(text).items()))
 
 
 def _batch_sizes(text: str) -> tuple[int, ...] | None:

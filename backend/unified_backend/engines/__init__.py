@@ -15,14 +15,16 @@ __all__ = ["Built", "Canonical", "Engine", "Runner", "Threads"]
 
 @dataclasses.dataclass(frozen=True)
 class Canonical:
-    """The ONNX model made from a source: what every engine is built from and compared with.
+    """What an engine is built from: the ONNX model made from a source, or a source that the engine takes as it is.
 
     Attributes:
         label: `model/version`, for messages.
-        path: the ONNX file; its external data, if any, lies beside it.
+        path: the ONNX file, its external data beside it; or the source's own first file.
         digest: SHA-256 over everything the model's bytes depend on, in hex.
-        signature: its inputs and outputs, as the reference engine sees them.
+        signature: its inputs and outputs, under the names they are served by.
         notes: what a user should know, one line each (an output left out, for example).
+        format: a key of `formats.FORMATS`.
+        inner: name served -> name in the file, where they differ.
     """
 
     label: str
@@ -30,6 +32,8 @@ class Canonical:
     digest: str
     signature: Signature
     notes: tuple[str, ...] = ()
+    format: str = "onnx"
+    inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +79,15 @@ class Runner(Protocol):
 
 
 class Engine(Protocol):
-    """A kind of engine: one rung of the ladder."""
+    """A kind of engine: one rung of the ladder.
+
+    Attributes:
+        name: as the parameter `engine` has it.
+        accepts: the formats that it is built from.
+    """
 
     name: str
+    accepts: frozenset[str]
 
     def unusable(self) -> str | None:
         """Why this host cannot use the engine, or None."""

@@ -42,6 +42,7 @@ class OnnxRuntime:
     """The ONNX Runtime CPU rung: takes every ONNX model whose operators it knows."""
 
     name = "onnxruntime"
+    accepts = frozenset({"onnx"})
 
     def unusable(self) -> str | None:
         """Why ONNX Runtime cannot be used here, or None."""
