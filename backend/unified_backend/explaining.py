@@ -101,7 +101,9 @@ class _Lookup:
         self._label = label
         self._store = cache.store
         self._remote = cache.remote
-        self._used = {digest for use in cache.store.usage.uses() if use.label == label for digest in use.entries}
+        self._used = {
+            digest: use.unix_time for use in cache.store.usage.uses() if use.label == label for digest in use.entries
+        }
         self._here = [entry.manifest for entry in cache.store.entries()]
 
     def explained(self, name: str, key: Key) -> Explained:
@@ -113,8 +115,10 @@ class _Lookup:
             return Explained(name, key, "remote", f"here it is damaged: {local}" if local else "")
         if local:
             return Explained(name, key, "damaged", local)
-        if key.digest in self._used:
-            return Explained(name, key, "removed", "the last load used it, and it was evicted or removed since")
+        if used := self._used.get(key.digest):
+            bad = self._store.last_set_aside(key.digest) > used
+            what = "set aside as damaged or wrongly signed" if bad else "evicted or removed"
+            return Explained(name, key, "removed", f"the last load used it, and it was {what} since")
         found = self._closest(key)
         return Explained(name, key, "missing", "", found, differences(found.key, key) if found else ())
 

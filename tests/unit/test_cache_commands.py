@@ -226,7 +226,23 @@ def test_explain_prefers_what_the_model_itself_used(tmp_path, model):
 def test_explain_tells_removed_from_changed(tmp_path, model):
     command(tmp_path, "check", model)
     command(tmp_path, "cache", "rm", explained(tmp_path, model)["engine onnxruntime"]["key"])
-    assert explained(tmp_path, model)["engine onnxruntime"]["state"] == "removed"
+    found = explained(tmp_path, model)["engine onnxruntime"]
+    assert found["state"] == "removed"
+    assert "evicted or removed" in found["reason"]
+
+
+def test_explain_tells_set_aside_from_removed(tmp_path, model):
+    command(tmp_path, "check", model)
+    entry = place(tmp_path, explained(tmp_path, model)["engine onnxruntime"]["key"])
+    DAMAGES["unreadable manifest"](entry)
+    command(tmp_path, "cache", "verify", "--repair")
+    found = explained(tmp_path, model)["engine onnxruntime"]
+    assert found["state"] == "removed"
+    assert "set aside as damaged" in found["reason"]
+    # Built, used and removed since: what lies in quarantine is an old story.
+    command(tmp_path, "check", model)
+    command(tmp_path, "cache", "rm", entry.name)
+    assert "evicted or removed" in explained(tmp_path, model)["engine onnxruntime"]["reason"]
 
 
 def test_explain_finds_in_the_remote_cache_what_a_new_host_lacks(tmp_path, model):
@@ -289,6 +305,12 @@ def test_verify_repairs_from_the_remote_cache(tmp_path, two):
 def test_verify_wants_the_signature_where_a_key_is_set(tmp_path, two):
     found = printed(tmp_path, "cache", "verify", env=key_file(tmp_path), code=1)
     assert [row["reason"] for row in found["damaged"]] == ["not signed"] * 2
+
+
+def test_verify_leaves_to_others_what_is_only_not_signed(tmp_path, two):
+    found = printed(tmp_path, "cache", "verify", "--repair", env=key_file(tmp_path), code=1)
+    assert [row["repair"] for row in found["damaged"]] == ["left there, unused: hosts with another key may use it"] * 2
+    assert here(tmp_path) == set(two)
 
 
 HOLD = """
@@ -433,6 +455,23 @@ def test_without_a_remote_cache_there_is_nothing_to_do_and_a_dead_one_is_a_failu
     assert failed.returncode == 1
     assert "no answer" in failed.stdout + failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TRITON_UNIFIED_REMOTE_CACHE", "ftp://host/folder"),
+        ("TRITON_UNIFIED_CACHE_MAX_SIZE", "big"),
+        ("TRITON_UNIFIED_CACHE_KEY_FILE", "/nowhere/key"),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments", [["cache", "ls"], ["build", "{home}/models"], ["check", "{home}/models/relu.unified"]]
+)
+def test_a_variable_that_cannot_be_used_is_refused(tmp_path, model, arguments, variable, value):
+    done = command(tmp_path, *(argument.format(home=tmp_path) for argument in arguments), env={variable: value})
+    assert done.returncode == 2, done.stderr
+    assert variable in done.stderr
 
 
 def test_a_read_only_cache_is_read_and_what_would_write_fails_plainly(tmp_path, two):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -17,8 +19,9 @@ from pathlib import Path
 
 import pytest
 from object_stores import LOCAL, ObjectStore, gcs_server
-from unified_backend.cache import Cache, Key
+from unified_backend.cache import Cache, Entry, Key
 from unified_backend.cache.flight import being_made
+from unified_backend.cache.making import Make
 from unified_backend.cache.manifest import FileRecord, Manifest
 from unified_backend.cache.remote import Remote
 from unified_backend.cache.remote.objects import Objects
@@ -80,6 +83,13 @@ def wait_for_the_pusher(cache: Cache) -> str:
     return log.read_text()
 
 
+def made_and_pushed(cache: Cache, key: Key = KEY, work: Make = make) -> Entry:
+    """An entry made by a host, and in the store."""
+    entry = cache.get_or_make(key, work)
+    wait_for_the_pusher(cache)
+    return entry
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
@@ -106,9 +116,7 @@ def test_what_one_host_made_the_next_one_pulls(url, tmp_path):
 
 def test_an_entry_is_pulled_from_google_cloud_storage(tmp_path, monkeypatch, caplog):
     folder = reach(monkeypatch, str(tmp_path / "stored" / "bucket" / "prefix"), {})
-    first = host(tmp_path / "a", folder)
-    made = first.get_or_make(KEY, make)
-    wait_for_the_pusher(first)
+    made = made_and_pushed(host(tmp_path / "a", folder))
     with gcs_server(tmp_path / "stored") as environment:
         url = reach(monkeypatch, "gs://bucket/prefix", environment)
         second = host(tmp_path / "b", url)
@@ -127,9 +135,7 @@ def test_a_large_file_goes_and_comes_in_parts(url, tmp_path):
         (folder / "weights").write_bytes(data)
         return {}
 
-    first = host(tmp_path / "a", url)
-    first.get_or_make(KEY, make_large)
-    wait_for_the_pusher(first)
+    made_and_pushed(host(tmp_path / "a", url), KEY, make_large)
     second = host(tmp_path / "b", url)
     assert (second.get_or_make(KEY, never).path / "weights").read_bytes() == data
     assert not [left for left in (tmp_path / "b" / "partial").iterdir() if left.stat().st_size > 100]
@@ -215,9 +221,7 @@ DAMAGES: dict[str, Callable[[Objects], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_entry_is_made_here_and_repaired_by_the_push(url, tmp_path, damage, caplog):
-    first = host(tmp_path / "a", url)
-    first.get_or_make(KEY, make)
-    wait_for_the_pusher(first)
+    made_and_pushed(host(tmp_path / "a", url))
     damage(Objects(url))
     with host(tmp_path / "b", url) as second:
         assert second.get_or_make(KEY, make).origin == "made"
@@ -229,9 +233,7 @@ def test_a_damaged_entry_is_made_here_and_repaired_by_the_push(url, tmp_path, da
 
 def test_an_entry_of_another_key_is_not_taken(url, tmp_path, caplog):
     other = Key("engine", {"model": "other"})
-    first = host(tmp_path / "a", url)
-    first.get_or_make(other, make)
-    wait_for_the_pusher(first)
+    made_and_pushed(host(tmp_path / "a", url), other)
     objects = Objects(url)
     envelope = objects.get(f"entries/engine/{other.digest}.json")
     assert envelope
@@ -282,11 +284,9 @@ def test_a_store_that_failed_is_left_alone_by_the_next_process_until_its_pause_i
 def test_who_may_only_read_pulls_and_is_not_held_up_by_what_it_may_not(s3, s3_url, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "unified_backend")
     writer = host(tmp_path / "writer", s3_url)
-    writer.get_or_make(KEY, make)
-    wait_for_the_pusher(writer)
+    made_and_pushed(writer)
     later = Key("engine", {"model": "later"})
-    writer.get_or_make(later, make)
-    wait_for_the_pusher(writer)
+    made_and_pushed(writer, later)
     for name, value in s3.reader.items():
         monkeypatch.setenv(name, value)
     reader = host(tmp_path / "reader", s3_url)
@@ -303,16 +303,14 @@ def test_who_may_only_read_pulls_and_is_not_held_up_by_what_it_may_not(s3, s3_ur
 def test_a_reader_that_finds_damage_makes_its_own_and_may_still_read(s3, s3_url, tmp_path, monkeypatch, caplog):
     writer = host(tmp_path / "writer", s3_url)
     second = Key("engine", {"model": "second"})
-    writer.get_or_make(KEY, make)
-    wait_for_the_pusher(writer)
+    made_and_pushed(writer)
     DAMAGES["a flipped byte"](Objects(s3_url))
 
     def make_other(folder: Path) -> dict[str, object]:
         (folder / "other").write_bytes(b"other")
         return {}
 
-    writer.get_or_make(second, make_other)
-    wait_for_the_pusher(writer)
+    made_and_pushed(writer, second, make_other)
     for name, value in s3.reader.items():
         monkeypatch.setenv(name, value)
     reader = host(tmp_path / "reader", s3_url)
@@ -343,9 +341,7 @@ def test_a_store_that_is_gone_or_silent_costs_seconds_once(own_s3, tmp_path, mon
 
 @pytest.mark.slow
 def test_a_store_that_falls_silent_in_the_middle_of_a_fetch_is_given_up(gate, s3_url, tmp_path, monkeypatch, caplog):
-    first = host(tmp_path / "a", s3_url)
-    first.get_or_make(KEY, make_weights)
-    wait_for_the_pusher(first)
+    made_and_pushed(host(tmp_path / "a", s3_url), KEY, make_weights)
     monkeypatch.setenv("AWS_ENDPOINT", f"http://{LOCAL}:{gate.port}")
     gate.limit(received=20 * MEGABYTE)
     began = time.monotonic()
@@ -376,9 +372,7 @@ def pull(root: str, url: str) -> None:
 
 
 def test_a_fetch_that_was_killed_goes_on_where_it_was(gate, s3_url, tmp_path, monkeypatch):
-    first = host(tmp_path / "a", s3_url)
-    made = first.get_or_make(KEY, make_weights)
-    wait_for_the_pusher(first)
+    made = made_and_pushed(host(tmp_path / "a", s3_url), KEY, make_weights)
     monkeypatch.setenv("AWS_ENDPOINT", f"http://{LOCAL}:{gate.port}")
     gate.limit(received=100 * MEGABYTE)
     puller = multiprocessing.get_context("spawn").Process(target=pull, args=(str(tmp_path / "b"), s3_url))
@@ -460,9 +454,7 @@ def test_a_pusher_keeps_nobody_waiting_and_outlives_who_started_it(gate, s3_url,
 
 
 def test_a_pusher_that_ends_before_its_starter_is_no_zombie(s3_url, tmp_path):
-    cache = host(tmp_path, s3_url)
-    cache.get_or_make(KEY, make)
-    wait_for_the_pusher(cache)
+    made_and_pushed(host(tmp_path, s3_url))
     deadline = time.monotonic() + 30
     while children := Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text():
         zombies = [pid for pid in children.split() if " Z " in Path(f"/proc/{pid}/stat").read_text()]
@@ -508,6 +500,22 @@ def test_what_could_not_be_pushed_goes_with_the_next_load(s3_url, tmp_path, monk
     later.push_in_background()
     wait_for_the_pusher(later)
     assert host(tmp_path / "b", s3_url).get_or_make(KEY, never).origin == "pulled"
+
+
+def test_where_locks_do_not_work_entries_are_pushed_all_the_same(tmp_path, monkeypatch):
+    url = reach(monkeypatch, f"file://{tmp_path}/store", {})
+
+    def no_locks(handle: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    first, second = host(tmp_path / "a", url), Key("engine", {"model": "second"})
+    Cache(tmp_path / "a").get_or_make(KEY, make)
+    first.outbox.add(KEY, None)
+    assert [sent.outcome for sent in first.push_waiting()] == ["pushed"]
+    made_and_pushed(first, second)
+    for key in (KEY, second):
+        assert host(tmp_path / "b", url).get_or_make(key, never).origin == "pulled"
 
 
 def wait_for_failure(cache: Cache) -> None:

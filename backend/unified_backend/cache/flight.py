@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["being_made", "one_at_a_time"]
+__all__ = ["being_made", "locks_missing", "one_at_a_time"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,8 @@ def one_at_a_time(folder: Path, name: str, what: str) -> Iterator[None]:
         except Timeout:
             logger.info("waiting %s maker=%s seconds=%.0f", what, _who(owner), time.monotonic() - began)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if not locks_missing(folder, error):
                 raise
-            _warn_no_locks(folder, error.strerror or str(error))
             break
     try:
         if locked:
@@ -64,17 +63,27 @@ def one_at_a_time(folder: Path, name: str, what: str) -> Iterator[None]:
 
 
 def being_made(folder: Path, name: str) -> bool:
-    """Whether the lock `name` in `folder` is held by anybody, this process included; True where locks do not work."""
+    """Whether the lock `name` in `folder` is held by anybody, this process included; False where locks do not work."""
     path = folder / f"{name}.lock"
     if not path.exists():
         return False
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError as error:
+        return not locks_missing(folder, error)
     lock.release()
     return False
+
+
+def locks_missing(folder: Path, error: OSError) -> bool:
+    """Whether a lock could not be taken because the filesystem has none; the log says so once."""
+    if error.errno not in _NO_LOCKS:
+        return False
+    _warn_no_locks(folder, error.strerror or str(error))
+    return True
 
 
 @functools.cache

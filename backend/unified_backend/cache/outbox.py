@@ -22,7 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unified_backend.cache.flight import being_made
+from unified_backend.cache.files import write_whole
+from unified_backend.cache.flight import being_made, locks_missing
 from unified_backend.cache.holds import Hold
 from unified_backend.cache.keys import Key
 from unified_backend.cache.manifest import MANIFEST
@@ -62,12 +63,9 @@ class Outbox:
         Raises:
             OSError: it cannot be written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         lease = dataclasses.asdict(claim) if claim else None
         value = {"kind": key.kind, "fields": dict(key.fields), "lease": lease}
-        aside = self._folder / f".{key.digest}.{os.getpid()}"
-        aside.write_text(json.dumps(value))
-        aside.replace(self._folder / f"{key.digest}.json")
+        write_whole(self._folder / f"{key.digest}.json", json.dumps(value))
 
     def waiting(self) -> list[Path]:
         """Notes of entries not pushed yet, oldest first."""
@@ -101,8 +99,10 @@ class Outbox:
     def send(self, remote: Remote, patient: bool) -> Iterator[Sent]:
         """Push what waits, one entry after the other; nothing while another process does.
 
+        Where locks do not work, two processes may push one entry: the store takes it once.
+
         Args:
-            patient: try again a few times, over half a minute, before an entry is left for later.
+            patient: try again a few times, some seconds apart, before an entry is left for later.
         """
         while self.waiting():
             with self._alone() as alone:
@@ -165,6 +165,9 @@ class Outbox:
         except Timeout:
             yield False
             return
+        except OSError as error:
+            if not locks_missing(self._locks, error):
+                raise
         try:
             yield True
         finally:

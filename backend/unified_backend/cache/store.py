@@ -31,7 +31,7 @@ from unified_backend.cache.memo import FileMemo
 from unified_backend.cache.signing import Signer
 from unified_backend.cache.usage import Usage
 
-__all__ = ["Store", "Stored"]
+__all__ = ["Store", "Stored", "kind_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ class Store:
     """The folder of entries, shared by the threads, processes and servers of the host.
 
     Layout: `entries/KIND/DI/DIGEST/` with `manifest.json` in each; `making/` for what is not published yet;
-    `quarantine/`, `locks/`, `memo/`.
+    `quarantine/` for what was set aside; `locks/`; `memo/`, see `FileMemo`; `usage/`, see `Usage`. With a remote tier
+    also `outbox/`, what is still to be pushed, and `push.log`; `partial/`, large objects on their way here; `remote/`,
+    when to ask a store again that failed.
     """
 
     def __init__(self, root: Path, signer: Signer | None = None) -> None:
@@ -250,6 +252,11 @@ class Store:
         for old in sorted(self._quarantined(), key=_moved_at)[:-_QUARANTINED_KEPT]:
             clear(old)
 
+    def last_set_aside(self, digest: str) -> float:
+        """When an entry of this key was set aside, in Unix time; 0.0 if none that still lies there was."""
+        moments = (_moved_at(path) for path in self._quarantined() if path.name.startswith(f"{digest}-"))
+        return max(moments, default=0) / 1e9
+
     def sweep(self) -> None:
         """Remove what processes that died left behind."""
         remove_abandoned((self.root / "making").glob("*"))
@@ -302,6 +309,11 @@ class Store:
         target = self.root / folder / f"{place.name}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+
+def kind_of(place: Path) -> str:
+    """The kind of the entry in a folder of the store, damaged or not."""
+    return place.parent.parent.name
 
 
 def _moved_at(path: Path) -> int:

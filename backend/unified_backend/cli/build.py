@@ -18,10 +18,9 @@ from unified_backend.building import build as built
 from unified_backend.cache import Cache
 from unified_backend.cache.fleet import drain, push_entries
 from unified_backend.cache.outbox import Sent
-from unified_backend.cli.cache.shared import AsJson, amount, print_json, print_rows, translated
+from unified_backend.cli.cache.shared import AsJson, amount, opened, print_json, print_rows, translated
 from unified_backend.cli.cache.transfer import print_sent
 from unified_backend.errors import Refused
-from unified_backend.loading import open_cache
 from unified_backend.server.preflight import check_repository, is_remote
 
 __all__ = ["build"]
@@ -45,7 +44,8 @@ def build(
     """Fill the cache with all that servers of REPOSITORY would build: every version of every model of this backend.
 
     Each is loaded in a process of its own, as a server would load it. With a remote cache, all of it is pushed before
-    the command ends. Exits with 1 if a model failed or a push did, 2 if there is no such repository, model or device.
+    the command ends. Exits with 1 if a model failed or a push did, 2 if there is no such repository, model or device,
+    or if a variable of the environment cannot be used.
 
     Example:
 
@@ -58,7 +58,7 @@ def build(
     folder = Path(repository).absolute()
     check_repository(str(folder), may_be_empty=False)
     wanted, outcomes = targets(folder, models or (), version)
-    cache = open_cache()
+    cache = opened()
     with translated(cache):
         outcomes += _watched(wanted, jobs)
         outcomes = sorted(_still_there(cache, outcomes), key=lambda row: (row.model, row.version or 0))

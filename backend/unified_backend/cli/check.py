@@ -15,8 +15,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from unified_backend import logs
+from unified_backend.cli.cache.shared import opened
 from unified_backend.errors import UnifiedError
-from unified_backend.loading import Loaded, describe, load, open_cache
+from unified_backend.loading import Loaded, describe, load
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.repository import our_config, version_folder
 from unified_backend.serving.executor import Plan
@@ -34,7 +35,8 @@ def check(
 ) -> None:
     """Load a model as the server would, and say what was found, chosen and completed.
 
-    Exits with 0 if the model loads, 1 if it does not, 2 if there is nothing to load.
+    Exits with 0 if the model loads, 1 if it does not, 2 if there is nothing to load, or if a variable of the
+    environment cannot be used.
 
     Example:
 
@@ -62,7 +64,7 @@ def _result(label: str, folder: Path, config: Mapping[str, Any]) -> dict[str, An
     """Load, warm up, and report as JSON values."""
     began = time.monotonic()
     given = gives_max_batch_size(folder.parent / "config.pbtxt")
-    with open_cache() as cache:
+    with opened() as cache:
         loaded = load(describe(label, folder, config, cache, given), cache)
         with loaded.described.report.phase("warm_up"):
             plan = warm_up(loaded, cache)

@@ -20,7 +20,7 @@ from unified_backend import logs
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import by_prefix
 from unified_backend.cache.remote import Remote, RemoteError
-from unified_backend.errors import CacheError, Refused, printable
+from unified_backend.errors import CacheError, ConfigError, Refused, printable
 from unified_backend.loading import open_cache
 
 __all__ = [
@@ -49,9 +49,16 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def opened() -> Cache:
-    """The cache that the environment describes; its warnings go to standard error."""
+    """The cache that the environment describes; its warnings go to standard error.
+
+    Raises:
+        Refused: a variable of the environment cannot be used.
+    """
     logs.to_standard_error(logging.WARNING)
-    return open_cache()
+    try:
+        return open_cache()
+    except (ConfigError, CacheError) as error:
+        raise Refused(error.what, error.why, error.do) from None
 
 
 def remote_of(cache: Cache) -> Remote:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,10 @@ import typer
 
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import SHORT, Catalogue
+from unified_backend.cache.files import sha256_of
 from unified_backend.cache.fleet import pull_entries
-from unified_backend.cache.manifest import DamagedError
+from unified_backend.cache.manifest import DamagedError, UntrustedError
+from unified_backend.cache.store import kind_of
 from unified_backend.cli.cache.shared import AsJson, one_line, opened, print_json, tracked, translated
 
 __all__ = ["verify"]
@@ -40,7 +41,7 @@ def verify(
         models = Catalogue.of(cache.store).models
         for place in tracked("verifying", places):
             if reason := _damage(cache, place):
-                row = {"key": place.name, "kind": _kind(place), "model": ", ".join(models(place.name))}
+                row = {"key": place.name, "kind": kind_of(place), "model": ", ".join(models(place.name))}
                 damaged.append({**row, "reason": reason, "repair": _repaired(cache, place) if repair else ""})
     if as_json:
         print_json({"verified": len(places), "damaged": damaged})
@@ -53,7 +54,7 @@ def verify(
 def _damage(cache: Cache, place: Path) -> str | None:
     """How an entry differs from what was published, read from the disk and not from memory; None if it is gone."""
     try:
-        cache.store.check(place, _sha256)
+        cache.store.check(place, sha256_of)
     except DamagedError as error:
         return str(error)
     except OSError as error:
@@ -63,13 +64,24 @@ def _damage(cache: Cache, place: Path) -> str | None:
 
 def _repaired(cache: Cache, place: Path) -> str:
     with contextlib.suppress(OSError):
-        cache.store.repair(place, _sha256)
+        cache.store.repair(place, sha256_of)
     if place.exists():
-        return "not set aside: the cache cannot be written" if _damage(cache, place) else "made again meanwhile"
+        return _left(cache, place)
     if not cache.remote:
         return "set aside"
-    (sent,) = pull_entries(cache, cache.remote, [(_kind(place), place.name)])
+    (sent,) = pull_entries(cache, cache.remote, [(kind_of(place), place.name)])
     return "pulled again" if sent.outcome == "pulled" else f"set aside, not pulled: {sent.reason}"
+
+
+def _left(cache: Cache, place: Path) -> str:
+    """Why something is there after a repair."""
+    try:
+        cache.store.check(place, sha256_of)
+    except UntrustedError:
+        return "left there, unused: hosts with another key may use it"
+    except (DamagedError, OSError):
+        return "not set aside: the cache cannot be written"
+    return "made again meanwhile"
 
 
 def _print(verified: int, damaged: list[dict[str, str]], repair: bool) -> None:
@@ -83,12 +95,3 @@ def _print(verified: int, damaged: list[dict[str, str]], repair: bool) -> None:
     typer.echo(f"verified: entries={verified} damaged={len(damaged)}")
     if damaged and not repair:
         typer.echo("next: `triton-unified cache verify --repair` sets the damaged ones aside", err=True)
-
-
-def _kind(place: Path) -> str:
-    return place.parent.parent.name
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
