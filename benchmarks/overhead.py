@@ -39,6 +39,7 @@ from measuring.report import IN_PROCESS, PROMISES, Cell, table
 from measuring.repository import UNIFIED, served_name, write_repository
 from onnxruntime import InferenceSession
 from rich.console import Console
+from unified_backend import hosts
 from unified_backend.errors import UnifiedError
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
@@ -231,10 +232,9 @@ def _machine(server: RunningServer, tool: Path, threads: int) -> dict[str, str]:
         triton = json.load(response)["version"]
     answer = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False)
     analyzer = re.search(r"[Vv]ersion\s+(\S+)", answer.stdout + answer.stderr)
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     packages = ("triton-unified-backend", "onnxruntime", "numpy")
     return {
-        "cpu": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores",
+        "cpu": f"{hosts.cpu_name() or platform.machine()}, {os.cpu_count()} cores",
         "load average": f"{os.getloadavg()[0]:.2f} at the start",
         "triton": triton,
         "perf_analyzer": analyzer[1] if analyzer else "unknown",
@@ -242,10 +242,6 @@ def _machine(server: RunningServer, tool: Path, threads: int) -> dict[str, str]:
         "python": platform.python_version(),
         "intra-op threads": str(threads),
     }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def _tail(log: Path) -> str:

@@ -78,9 +78,7 @@ def is_model(label: str, name: str) -> bool:
 
 
 def device_of(key: Key) -> str:
-    """What an entry can be used on: `any`, a GPU's name, or `cpu:` and the instruction sets that it was made for."""
-    if gpu := key.fields.get("gpu"):
-        return str(gpu)
+    """What an entry can be used on: `any`, or `cpu:` and the instruction sets that it was made for."""
     features = key.fields.get("cpu_features", key.fields.get("cpu"))
     return "any" if features is None else f"cpu:{features}"
 

@@ -1,13 +1,15 @@
-"""What the cache asks of a file system beyond pathlib: reads that cannot hang, removal that cannot fail, durability."""
+"""What the cache asks of a file system beyond pathlib: reads that cannot hang, writes that are whole, durability."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["clear", "open_plain", "read_plain", "sync", "sync_folder"]
+__all__ = ["clear", "open_plain", "read_plain", "sha256_of", "sync", "sync_folder", "write_whole"]
 
 
 def open_plain(path: Path, access: int = os.O_RDONLY) -> int:
@@ -32,6 +34,31 @@ def read_plain(path: Path) -> bytes:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file, and its folder if need be, so that readers see all of the old text or all of the new.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{uuid.uuid4().hex}")  # short: `path` may have the longest name that there can be
+    try:
+        aside.write_text(text)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def clear(path: Path) -> None:

@@ -11,6 +11,7 @@ from unified_backend.cache.keys import Key
 from unified_backend.cache.manifest import DamagedError
 from unified_backend.cache.outbox import Sent
 from unified_backend.cache.remote import Remote, RemoteError
+from unified_backend.cache.store import kind_of
 
 __all__ = ["drain", "pull_entries", "push_entries"]
 
@@ -25,7 +26,7 @@ def push_entries(cache: Cache, remote: Remote, places: Iterable[Path]) -> Iterat
     """
     broken = ""
     for place in places:
-        kind, digest = place.parent.parent.name, place.name
+        kind, digest = kind_of(place), place.name
         try:
             if broken:
                 raise RemoteError(f"not tried after: {broken}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from unified_backend.cache.files import sha256_of
 from unified_backend.cache.keys import SCHEMA, Key
 
 __all__ = [
@@ -124,11 +125,7 @@ class Manifest:
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Size and digest of every artefact in `folder`."""
-    records = {}
-    for name, path in artefacts(folder).items():
-        with path.open("rb") as file:
-            records[name] = FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-    return records
+    return {name: FileRecord(path.stat().st_size, sha256_of(path)) for name, path in artefacts(folder).items()}
 
 
 def path_in(folder: Path, name: str) -> Path:

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from unified_backend.cache.files import sha256_of, write_whole
 
 __all__ = ["FileMemo", "Snapshot"]
 
@@ -37,7 +38,7 @@ class FileMemo:
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the file's bytes, in hex; an unchanged file is not read again."""
-        return str(self.recall(path, "sha256", lambda: _sha256(path)))
+        return str(self.recall(path, "sha256", lambda: sha256_of(path)))
 
     def recall(self, path: Path, fact: str, find_out: Callable[[], Any]) -> Any:
         """The value of `fact` for this file, from memory or from `find_out`.
@@ -69,11 +70,8 @@ class FileMemo:
         return known if hmac.compare_digest(mark.encode(), self._mark(known).encode()) else {}
 
     def _write(self, note: Path, known: dict[str, Any]) -> None:
-        aside = note.with_name(f"{note.name}.{os.getpid()}.{time.monotonic_ns()}")
         with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps({**known, "mark": self._mark(known)}))
-            aside.replace(note)
+            write_whole(note, json.dumps({**known, "mark": self._mark(known)}))
 
     def _mark(self, known: Mapping[str, Any]) -> str:
         text = json.dumps(known, sort_keys=True).encode()
@@ -102,7 +100,7 @@ class Snapshot:
             if any(_identity(path) != seen for path, seen in self._seen.items()):
                 return False
             # Of a file just written, the times do not tell: a change within their granularity leaves them as they are.
-            return self._settled or [_sha256(path) for path in self._seen] == self.digests
+            return self._settled or [sha256_of(path) for path in self._seen] == self.digests
         except OSError:
             return False
 
@@ -127,8 +125,3 @@ def _identity(path: Path) -> dict[str, int]:
         "mtime_ns": stat.st_mtime_ns,
         "ctime_ns": stat.st_ctime_ns,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from unified_backend.cache.files import write_whole
+
 __all__ = ["Usage", "Use"]
 
 
@@ -53,12 +55,8 @@ class Usage:
     def remember(self, label: str, entries: Iterable[str]) -> None:
         """Note which entries a model version was loaded from."""
         use = Use(label, tuple(entries), time.time())
-        path = self._folder / "models" / f"{quote(label, safe='')}.json"
-        aside = path.with_name(f".{os.getpid()}.{time.monotonic_ns()}")
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(dataclasses.asdict(use)))
-            aside.replace(path)
+            write_whole(self._folder / "models" / f"{quote(label, safe='')}.json", json.dumps(dataclasses.asdict(use)))
 
     def uses(self) -> Iterator[Use]:
         """The last load of every model version that was noted."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from unified_backend.cache.files import write_whole
 
 __all__ = ["Breaker"]
 
@@ -46,7 +48,7 @@ class Breaker:
         earlier = _Record.of(state.get(operation))
         failures = 1 + (earlier.failures if time.time() - earlier.until < _FORGOTTEN_AFTER else 0)
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10))
-        self._write({**state, operation: {"failures": failures, "until": time.time() + pause, "reason": reason}})
+        self._write({**state, operation: dataclasses.asdict(_Record(failures, time.time() + pause, reason))})
         self._told.add(operation)
         self._say(logging.INFO if failures > 1 else logging.WARNING, "failed", operation, reason, pause)
 
@@ -86,18 +88,17 @@ class Breaker:
 
     def _write(self, state: dict[str, Any]) -> None:
         self._own = state
-        aside = self._file.with_name(f"{self._file.name}.{os.getpid()}.{time.monotonic_ns()}")
         with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(state))
-            aside.replace(self._file)
+            write_whole(self._file, json.dumps(state))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Record:
     """What the file says of one operation; nothing readable is no failure."""
 
-    def __init__(self, failures: int = 0, until: float = 0.0, reason: str = "") -> None:
-        self.failures, self.until, self.reason = failures, until, reason
+    failures: int = 0
+    until: float = 0.0
+    reason: str = ""
 
     @classmethod
     def of(cls, value: object) -> _Record:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from unified_backend.cache.files import sha256_of
 from unified_backend.cache.flight import one_at_a_time
 from unified_backend.cache.manifest import DamagedError, FileRecord
 from unified_backend.cache.remote.objects import Objects
@@ -67,8 +67,7 @@ def _fetched(objects: Objects, path: str, record: FileRecord, half: Path, journa
         _fetch_parts(objects, path, record.size, handle, journal)
     finally:
         os.close(handle)
-    with half.open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+    whole = sha256_of(half) == record.sha256
     journal.unlink(missing_ok=True)
     if not whole:
         half.unlink()
