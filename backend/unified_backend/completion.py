@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unified_backend.batching import Batching, Verdict
 from unified_backend.errors import ConfigError
 from unified_backend.samples import FixedDims
 from unified_backend.tensors import Signature, TensorSpec
-from unified_backend.verification import Batching, Verdict
 
 __all__ = ["ModelConfig", "complete", "fixed_dims"]
 

@@ -16,7 +16,8 @@ from unified_backend.cache.manifest import DamagedError, Manifest
 from unified_backend.cache.remote import RemoteError
 from unified_backend.completion import fixed_dims
 from unified_backend.formats import Source, find_source
-from unified_backend.loading import ENGINES
+from unified_backend.forms import ENGINES, Direct
+from unified_backend.loading import direct
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
 from unified_backend.settings import read_settings
@@ -75,8 +76,10 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     settings = read_settings(label, parameters(config), tuple(ENGINES))
     source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
     lookup = _Lookup(label, cache)
-    digests = Snapshot(cache.store.memo, source.files).digests
-    canonical = canonical_key(source, settings, digests, cache.store.memo)
+    snapshot = Snapshot(cache.store.memo, source.files)
+    if source.format != "onnx":
+        return Explanation(source, _direct_entries(direct(source, settings, config, snapshot), config, lookup))
+    canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entries = [lookup.explained("canonical", canonical)]
     if facts := lookup.facts(canonical):
         fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
@@ -85,13 +88,26 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
         reason = "it depends on the model's inputs, which the canonical entry will tell"
         entries.append(Explained("batching", None, "unknown", reason))
     for name, engine in ENGINES.items():
-        if settings.engine not in ("auto", name):
+        if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
         if reason := engine.unusable() or "":
             entries.append(Explained(f"engine {name}", None, "unknown", reason))
         else:
             entries.append(lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings)))
     return Explanation(source, entries)
+
+
+def _direct_entries(forms: Direct, config: Mapping[str, Any], lookup: _Lookup) -> list[Explained]:
+    """Entries of a source that engines take as it is: of each engine, until one has what the others wait for."""
+    entries = []
+    for engine in forms.engines():
+        key = forms.key(engine)
+        entries.append(lookup.explained(f"direct {engine.name}", key))
+        if facts := lookup.facts(key):
+            fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
+            entries.append(lookup.explained("batching", batching_key(key.digest, fixed)))
+            break
+    return entries
 
 
 class _Lookup:

@@ -1,12 +1,17 @@
-"""What this host gives a process: processor cores it may really use, and the instructions they have."""
+"""What this host gives a process: cores it may really use, the instructions they have, and a Python to start."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-__all__ = ["cores", "cpu_features", "cpu_name"]
+__all__ = ["cores", "cpu_features", "cpu_name", "interpreter"]
 
 # x86, then ARM, as /proc/cpuinfo spells them.
 _STEERING = (
@@ -24,6 +29,27 @@ def cores() -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = _quota()
     return max(1, allowed if quota is None else min(allowed, int(quota)))
+
+
+@functools.cache
+def interpreter() -> str:
+    """An interpreter of this process's Python.
+
+    Triton's stub embeds Python: there, sys.executable is whatever `python3` the PATH has, which may be another one.
+
+    Raises:
+        OSError: there is none.
+    """
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = [Path(prefix) / "bin" / name for prefix in (sys.prefix, sys.base_prefix)]
+    for candidate in filter(None, (sys.executable, *map(str, beside), shutil.which(name))):
+        ask = [candidate, "-I", "-S", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stdout.split() == [
+                name.encode()
+            ]:
+                return candidate
+    raise OSError(f"there is no {name} beside the Python library that runs here, or on PATH")
 
 
 def _quota() -> float | None:

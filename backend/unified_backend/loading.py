@@ -4,68 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
-from unified_backend.cache import Cache, Entry, Key, Snapshot
+from unified_backend.batching import Batching, prove_batching
+from unified_backend.cache import Cache, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
-from unified_backend.engines.onnxruntime import OnnxRuntime, OnnxRuntimeRunner
-from unified_backend.engines.reference import open_reference
-from unified_backend.engines.sessions import library_digests
-from unified_backend.errors import CacheFullError, ConfigError, EngineError, SourceChangedError, SourceError
-from unified_backend.formats import Source, find_source
-from unified_backend.graph.normalise import normalise
-from unified_backend.model_keys import batching_key, canonical_key, engine_key
+from unified_backend.engines.apart import build_apart
+from unified_backend.errors import (
+    CacheFullError,
+    ConfigError,
+    EngineError,
+    SourceChangedError,
+    SourceError,
+    VerificationError,
+)
+from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.forms import ENGINES, Direct, Reference, canonical_of_onnx
+from unified_backend.lookups import Lookup, Make, Report
+from unified_backend.model_keys import batching_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, cache_settings, default_max_batch_size, read_settings
 from unified_backend.tensors import Signature
-from unified_backend.verification import Batching, prove_batching
+from unified_backend.verification import require, samples_of, verify
 
-__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "load", "open_cache"]
+__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "direct", "load", "open_cache"]
 
 logger = logging.getLogger(__name__)
-
-Make = Callable[[Path], Mapping[str, Any]]
-
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(),)}
-
-
-@dataclasses.dataclass
-class Report:
-    """What a load did: seconds by phase, and whether each lookup found its entry.
-
-    Attributes:
-        seconds: phase -> seconds, in order.
-        lookups: kind of entry -> `hit` on this disk, `pulled` from the remote tier, or `made`.
-        entries: digests of the entries' keys.
-        notes: decisions a user may want to know about.
-    """
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    lookups: dict[str, str] = dataclasses.field(default_factory=dict)
-    entries: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside under this name."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 4)
-
-    def line(self) -> str:
-        """The report as key=value pairs on one line."""
-        hits = (f"{kind}={origin}" for kind, origin in self.lookups.items())
-        return " ".join((*hits, *(f"{phase}_s={seconds:.3f}" for phase, seconds in self.seconds.items())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +91,13 @@ def describe(
     with report.phase("detect"):
         source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
         snapshot = Snapshot(cache.store.memo, source.files)
-    lookup = _Lookup(label, snapshot, settings, cache, report)
-    reference = _Reference(label, settings)
+    lookup = Lookup(label, snapshot, settings, cache, report)
+    reference = Reference(label, settings)
     with report.phase("describe"):
-        canonical = _canonical(source, settings, lookup, reference)
+        if source.format == "onnx":
+            canonical = canonical_of_onnx(source, settings, lookup, reference)
+        else:
+            canonical = direct(source, settings, config, snapshot).find(lookup, reference)
     with report.phase("prove"):
         batching = _batching(canonical, fixed_dims(config, canonical.signature), lookup, reference)
     completed, notes = complete(
@@ -132,6 +105,18 @@ def describe(
     )
     report.notes.extend((*canonical.notes, *notes))
     return Described(source, snapshot, settings, canonical, batching, completed, report)
+
+
+def direct(source: Source, settings: Settings, config: Mapping[str, Any], snapshot: Snapshot) -> Direct:
+    """A source that is not ONNX, described by its format, with the engines that take it.
+
+    Raises:
+        SourceError: it cannot be read, or does not say what goes in and what comes out.
+        ConfigError: a parameter names what the model has not got.
+    """
+    description = FORMATS[source.format].describe(source.path, settings, source.label)
+    fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
+    return Direct(source, description, settings, fixed, tuple(snapshot.digests))
 
 
 def load(described: Described, cache: Cache) -> Loaded:
@@ -142,10 +127,12 @@ def load(described: Described, cache: Cache) -> Loaded:
     """
     canonical, settings, report = described.canonical, described.settings, described.report
     failures: list[str] = []
-    lookup = _Lookup(canonical.label, described.snapshot, settings, cache, report)
+    lookup = Lookup(canonical.label, described.snapshot, settings, cache, report)
+    reference = Reference(canonical.label, settings)
+    fixed = fixed_dims(described.config, canonical.signature)
     threads = _threads(settings, described.config)
     for name, engine in ENGINES.items():
-        if settings.engine not in ("auto", name):
+        if settings.engine not in ("auto", name) or canonical.format not in engine.accepts:
             continue
         if reason := engine.unusable():
             failures.append(f"{name}: {reason}")
@@ -153,12 +140,13 @@ def load(described: Described, cache: Cache) -> Loaded:
         try:
             key = engine_key(canonical.digest, engine, settings)
             with report.phase("build"):
-                built = _built(key, partial(engine.build, canonical, settings), lookup)
+                built = canonical.built if name == canonical.judged_by else None
+                built = built or _built(key, partial(_build, engine, canonical, settings, fixed, reference), lookup)
             with report.phase("load"):
                 runner = engine.load(canonical, built, settings, threads)
             if built is None and not described.snapshot.holds():
                 raise SourceChangedError(canonical.label)
-        except (EngineError, SourceError) as error:
+        except (EngineError, SourceError, VerificationError) as error:
             failures.append(f"{name}: {error.why}")
             logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
             continue
@@ -172,68 +160,37 @@ def load(described: Described, cache: Cache) -> Loaded:
     )
 
 
-class _Reference:
-    """The canonical model in the reference engine, opened when first needed: a warm load never opens it."""
-
-    def __init__(self, label: str, settings: Settings) -> None:
-        self._label = label
-        self._settings = settings
-        self._opened: tuple[OnnxRuntimeRunner, list[str]] | None = None
-
-    def open(self, path: Path) -> tuple[OnnxRuntimeRunner, list[str]]:
-        if self._opened is None:
-            self._opened = open_reference(self._label, path, self._settings)
-        return self._opened
-
-
-@dataclasses.dataclass(frozen=True)
-class _Lookup:
-    """Entries of one model, looked up in one load."""
-
-    label: str
-    snapshot: Snapshot
-    settings: Settings
-    cache: Cache
-    report: Report
-
-    def __call__(self, key: Key, make: Make) -> Entry:
-        def from_these_bytes(folder: Path) -> Mapping[str, Any]:
-            facts = make(folder)
-            # The key is of the bytes that were digested: what was made of others must not be filed under it.
-            libraries = library_digests(self.settings)
-            if not self.snapshot.holds() or key.fields.get("custom_op_library", libraries) != libraries:
-                raise SourceChangedError(self.label)
-            return facts
-
-        entry = self.cache.get_or_make(key, from_these_bytes, self.label, self.settings.require_cached)
-        self.report.lookups[key.kind] = entry.origin
-        self.report.entries.append(key.digest)
-        return entry
-
-
-def _canonical(source: Source, settings: Settings, lookup: _Lookup, reference: _Reference) -> Canonical:
-    """The canonical model of a source; its entry holds a file only where the source needed a repair."""
-    key = canonical_key(source, settings, lookup.snapshot.digests, lookup.cache.store.memo)
-
-    def make(folder: Path) -> dict[str, Any]:
-        changes = normalise(source.path, source.files[1:], folder)
-        runner, notes = reference.open(folder / "model.onnx" if changes else source.path)
-        return {"changes": changes, "notes": notes, "signature": runner.signature.to_json()}
-
-    entry = lookup(key, make)
-    path = entry.path / "model.onnx" if entry.facts["changes"] else source.path
-    signature = Signature.from_json(entry.facts["signature"])
-    return Canonical(source.label, path, key.digest, signature, (*entry.facts["changes"], *entry.facts["notes"]))
-
-
-def _batching(canonical: Canonical, fixed: FixedDims, lookup: _Lookup, reference: _Reference) -> Batching:
+def _batching(canonical: Canonical, fixed: FixedDims, lookup: Lookup, reference: Reference) -> Batching:
     def make(_: Path) -> dict[str, Any]:
-        return prove_batching(reference.open(canonical.path)[0], fixed).to_json()
+        return prove_batching(reference.runner(canonical), fixed).to_json()
 
     return Batching.from_json(lookup(batching_key(canonical.digest, fixed), make).facts)
 
 
-def _built(key: Key, make: Make, lookup: _Lookup) -> Built | None:
+def _build(
+    engine: Engine, canonical: Canonical, settings: Settings, fixed: FixedDims, reference: Reference, folder: Path
+) -> Mapping[str, Any]:
+    """Build an engine; one that the model was not judged by is compared with that one.
+
+    Raises:
+        VerificationError: it computes something else.
+    """
+    if canonical.format == "onnx":
+        facts: Mapping[str, Any] = engine.build(canonical, settings, folder)
+    else:
+        facts = build_apart(engine, canonical, settings, folder)
+    if engine.name == canonical.judged_by:
+        return facts
+    samples = samples_of(reference.runner(canonical), fixed)
+    runner = engine.load(canonical, Built(folder, facts), settings, Threads(hosts.cores()))
+    rows = verify(runner, samples, settings.tolerance)
+    runner.close()
+    if settings.verify == "strict":
+        require(rows, canonical.judged_by, engine.name)
+    return {**facts, "reference": canonical.judged_by, "verified": [row.to_json() for row in rows]}
+
+
+def _built(key: Key, make: Make, lookup: Lookup) -> Built | None:
     """The engine, built now or before; None where no disk has room for it: then it is made in memory."""
     try:
         entry = lookup(key, make)

@@ -6,21 +6,24 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from unified_backend import hosts, verification
+from unified_backend import batching, hosts, verification
 from unified_backend.cache import FileMemo, Key
 from unified_backend.engines import Engine
 from unified_backend.engines.sessions import library_digests, runtime_version
 from unified_backend.formats import Source
+from unified_backend.formats.description import Description
 from unified_backend.graph import normalise
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
+from unified_backend.tensors import Signature
 
-__all__ = ["batching_key", "canonical_key", "engine_key"]
+__all__ = ["batching_key", "canonical_key", "direct_key", "engine_key"]
 
 
 def canonical_key(source: Source, settings: Settings, digests: Sequence[str], memo: FileMemo) -> Key:
-    """Of the canonical model: every byte of the source, and what reads it.
+    """Of the canonical model of an ONNX source: every byte of it, and what reads it.
 
     Args:
         digests: SHA-256 of the bytes of each of the source's files, in hex.
@@ -40,6 +43,40 @@ def canonical_key(source: Source, settings: Settings, digests: Sequence[str], me
     )
 
 
+def direct_key(
+    source: Source,
+    description: Description,
+    fixed: FixedDims,
+    digests: Sequence[str],
+    engine: Engine,
+    settings: Settings,
+) -> Key:
+    """Of the finding that an engine takes a source as it is and computes what it should.
+
+    Args:
+        description: what the source says of itself, as the settings choose from it.
+        fixed: the dims that the config fixes.
+        digests: SHA-256 of the bytes of each of the source's files, in hex.
+    """
+    return Key(
+        "direct",
+        {
+            "format": source.format,
+            "files": list(digests),
+            "signature": Signature(description.inputs, description.outputs).to_json(),
+            "inner": dict(description.inner),
+            "job": dict(description.job),
+            "fixed_dims": _written(fixed),
+            "engine": engine.name,
+            "cpu": hosts.cpu_features(),
+            "verify": settings.verify,
+            "tolerance": settings.tolerance,
+            "recipe": verification.RECIPE,
+            **engine.key_fields(settings),
+        },
+    )
+
+
 def batching_key(canonical: str, fixed: FixedDims) -> Key:
     """Of the proof that a model can be batched; versions and options it depends on are in the canonical model's key.
 
@@ -47,16 +84,20 @@ def batching_key(canonical: str, fixed: FixedDims) -> Key:
         canonical: digest of the canonical model's key.
         fixed: the dims that the config fixes.
     """
-    dims = {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()}
     return Key(
         "batching",
-        {"canonical": canonical, "fixed_dims": dims, "cpu": hosts.cpu_features(), "recipe": verification.RECIPE},
+        {"canonical": canonical, "fixed_dims": _written(fixed), "cpu": hosts.cpu_features(), "recipe": batching.RECIPE},
     )
 
 
 def engine_key(canonical: str, engine: Engine, settings: Settings) -> Key:
     """Of a built engine: the canonical model, and all that the engine says its bytes depend on."""
     return Key("engine", {"canonical": canonical, "engine": engine.name, **engine.key_fields(settings)})
+
+
+def _written(fixed: FixedDims) -> dict[str, Any]:
+    """Fixed dims as JSON values."""
+    return {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()}
 
 
 def _version(package: str, memo: FileMemo) -> str:

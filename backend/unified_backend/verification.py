@@ -1,154 +1,220 @@
-"""Does the model compute for each sample of a batch what it computes for that sample alone?"""
+"""Does B still compute what A computed? Errors by output, on samples at several batch sizes."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unified_backend.engines import Runner
-from unified_backend.errors import EngineError, RequestError
-from unified_backend.samples import FixedDims, Recipe, recipes
-from unified_backend.tensors import Array, Signature, TensorSpec
+from unified_backend.errors import EngineError, RequestError, VerificationError
+from unified_backend.samples import FixedDims, recipes
+from unified_backend.tensors import Array, Signature
 
-__all__ = ["RECIPE", "Batching", "Verdict", "prove_batching"]
+__all__ = ["BATCHES", "RECIPE", "Compared", "Sample", "compare", "require", "samples_of", "verify"]
 
-RECIPE = 1  # part of the proof's key: raised when the same model would be judged otherwise
-# Kernels may sum in another order at another batch size; the largest difference accepted, relative to the largest
-# value of the output. Half types have 8 to 11 bits of mantissa.
+RECIPE = 1  # part of the keys of what was verified: raised when the same answers would be judged otherwise
+BATCHES = (1, 3)  # sizes that a model with an open first dimension is tried at
+
+# The largest error accepted, relative to the largest value of the output. Kernels sum in different orders: FP32 models
+# differ by 1e-7 to 2e-4 between TensorFlow, ONNX Runtime and OpenVINO, and a wrong operator or layout by 1e-1 and more.
+# Half types have 8 to 11 bits of mantissa. Integers, strings and booleans are the same or wrong.
 _TOLERANCE = {"FP64": 1e-6, "FP32": 1e-3, "FP16": 2e-2, "BF16": 8e-2}
-
-
-class Verdict(enum.Enum):
-    """What is known about batching a model."""
-
-    PROVEN = "proven"  # ran at batch 2, and every row equals that sample's own answer
-    UNPROVEN = "unproven"  # the shapes allow it, but no sample input could be made that runs
-    ROWS_DIFFER = "rows differ"  # it runs at batch 2, and the answers depend on what shares the batch
-    IMPOSSIBLE = "impossible"  # the shapes, or the graph at batch 2, do not allow it
+_QUANTISED = ("INT8", "UINT8")  # of a quantised output, rounding may move a value by one step
 
 
 @dataclasses.dataclass(frozen=True)
-class Batching:
-    """Whether requests may be put into one batch along the first dimension.
+class Sample:
+    """Inputs, and what the source answers to them.
 
     Attributes:
-        verdict: what was found.
-        reason: why, in words.
-        recipe: makes samples that the model takes; None if none was found.
-        ranks: the rank of each output, as seen in the run; empty if none ran.
+        batch: size of the first dimension; None where the model has no batch dimension.
+        feeds: input name -> array.
+        expected: output name -> array.
     """
 
-    verdict: Verdict
-    reason: str
-    recipe: Recipe | None = None
-    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    batch: int | None
+    feeds: Mapping[str, Array]
+    expected: Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One output on one sample.
+
+    Attributes:
+        max_abs: largest absolute error; for strings and booleans, 1 where any element differs.
+        max_rel: the same, relative to the largest value expected.
+        cosine: of the angle between the two outputs as vectors; None for strings and empty outputs.
+        top1: share of rows with the same largest element, for outputs that look like classes, [N, classes].
+        tolerance: that `max_rel` was held to.
+    """
+
+    output: str
+    batch: int | None
+    max_abs: float
+    max_rel: float
+    cosine: float | None
+    top1: float | None
+    tolerance: float
+    passed: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
-        recipe = None if self.recipe is None else dataclasses.asdict(self.recipe)
-        return {"verdict": self.verdict.value, "reason": self.reason, "recipe": recipe, "ranks": dict(self.ranks)}
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Batching:
-        """What `to_json` wrote."""
-        recipe = None if values["recipe"] is None else Recipe(**values["recipe"])
-        return Batching(Verdict(values["verdict"]), values["reason"], recipe, values["ranks"])
+        """Plain JSON values: an error that is no number is written as a string."""
+        values = dataclasses.asdict(self)
+        return {
+            name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in values.items()
+        }
 
 
-def prove_batching(runner: Runner, fixed: FixedDims) -> Batching:
-    """Run the model on two different samples, alone and as a batch of 2, and compare.
+def verify(
+    runner: Runner, samples: Sequence[Sample], tolerance: float | None = None, quantised: Sequence[str] = ()
+) -> list[Compared]:
+    """Run the samples and compare every answer.
 
     Args:
-        runner: the reference engine.
-        fixed: dimensions that the user's config fixes: input name -> axis -> size.
+        runner: what is judged.
+        tolerance: in place of the default of each output's type.
+        quantised: names of outputs that hold quantised values.
+
+    Raises:
+        VerificationError: it does not run on a sample, or lacks an output.
+    """
+    rows = []
+    for sample in samples:
+        specs = {spec.name: spec for spec in runner.signature.outputs}
+        names = list(sample.expected)
+        if missing := [name for name in names if name not in specs]:
+            raise VerificationError(
+                f"output {missing[0]} is missing",
+                f"the source has it, and what was made of it has {', '.join(specs)}",
+                "Report the model's format and its exporter",
+            )
+        try:
+            answers = runner.run(sample.feeds, names)
+        except (RequestError, EngineError) as error:
+            at = "" if sample.batch is None else f" at batch {sample.batch}"
+            raise VerificationError(
+                f"a sample does not run{at}",
+                f"the source answers it, and what was made of it says: {error.why}",
+                "Give inputs that the model takes as samples/NAME.npz beside the version folders, if these are none",
+            ) from None
+        for name, answer in zip(names, answers, strict=True):
+            dtype = specs[name].dtype
+            rows.append(compare(name, sample.batch, dtype, sample.expected[name], answer, tolerance, name in quantised))
+    return rows
+
+
+def compare(
+    output: str,
+    batch: int | None,
+    dtype: str,
+    expected: Array,
+    answer: Array,
+    tolerance: float | None = None,
+    quantised: bool = False,
+) -> Compared:
+    """How far an answer is from the one expected.
+
+    Args:
+        dtype: Triton's name; BF16 arrays hold the bits as uint16.
+        tolerance: largest error relative to the largest value; None for the default of the type.
+        quantised: an error of one step is rounding.
+    """
+    limit = _TOLERANCE.get(dtype, 0.0) if tolerance is None else tolerance
+    if expected.shape != answer.shape:
+        return Compared(output, batch, float("inf"), float("inf"), None, None, limit, passed=False)
+    if dtype in ("STRING", "BOOL"):
+        same = bool(np.array_equal(_texts(expected), _texts(answer)))
+        return Compared(output, batch, float(not same), float(not same), None, None, limit, same)
+    one, other = (_numbers(array, dtype) for array in (expected, answer))
+    unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        worst = float(np.nan_to_num(np.abs(one - other)[unequal], nan=np.inf).max(initial=0.0))
+    largest = float(np.abs(one[np.isfinite(one)]).max(initial=0.0))
+    relative = worst / largest if largest else (0.0 if worst == 0 else float("inf"))
+    # An output of nothing but rounding noise has no scale of its own.
+    noise = dtype.startswith("FP") and worst <= limit * 1e-3
+    passed = relative <= limit or noise or (quantised and dtype in _QUANTISED and worst <= 1)
+    return Compared(output, batch, worst, relative, _cosine(one, other), _top1(one, other), limit, passed)
+
+
+def require(rows: Sequence[Compared], reference: str, what: str) -> None:
+    """Refuse what does not compute what its reference does.
+
+    Args:
+        reference: whose answers were expected, for the message.
+        what: was judged, for the message.
+
+    Raises:
+        VerificationError: a row did not pass; names the worst output and what would relax it.
+    """
+    failed = [row for row in rows if not row.passed]
+    if not failed:
+        return
+    worst = max(failed, key=lambda row: row.max_rel)
+    at = "" if worst.batch is None else f" at batch {worst.batch}"
+    raise VerificationError(
+        f"{what} differs from {reference}",
+        f"output {worst.output}{at} is off by {worst.max_abs:.2g}, {worst.max_rel:.2g} of its largest value, and "
+        f"{worst.tolerance:.2g} is accepted",
+        'Set parameter "tolerance" to accept more, or "verify" to "warn" to serve it all the same',
+    )
+
+
+def samples_of(runner: Runner, fixed: FixedDims) -> list[Sample]:
+    """Seeded inputs that a runner takes, with its answers: at several batch sizes where its first dimension is open.
+
+    Returns:
+        nothing where no sample input runs.
     """
     signature = runner.signature
-    obstacle = _obstacle(signature)
-    batch = None if obstacle else 1
-    refusal = ""
-    for recipe in recipes(signature, fixed, batch):
+    for recipe in recipes(signature, fixed, 1 if _open_batch(signature) else None):
         try:
-            alone = _run(runner, recipe.feeds(signature, fixed, batch, seed=1))
-        except (RequestError, EngineError) as error:
-            refusal = refusal or error.why
+            sizes = BATCHES if _open_batch(signature) else (None,)
+            return [
+                _answered(runner, recipe.feeds(signature, fixed, size, seed), size) for seed, size in enumerate(sizes)
+            ]
+        except (RequestError, EngineError):
             continue
-        verdict, reason = (Verdict.IMPOSSIBLE, obstacle) if obstacle else _compare(runner, fixed, recipe)
-        return Batching(verdict, reason, recipe, {name: array.ndim for name, array in alone.items()})
-    if obstacle is None and _one_symbol(signature):
-        return Batching(Verdict.UNPROVEN, f"no sample input ran: {refusal}")
-    return Batching(Verdict.IMPOSSIBLE, obstacle or f"no sample input ran, so it is not shown: {refusal}")
+    return []
 
 
-def _obstacle(signature: Signature) -> str | None:
-    """What in the shapes rules batching out, if anything."""
-    if not signature.inputs:
-        return "the model has no input"
-    for spec in signature.inputs:
-        if not spec.shape:
-            return f"input {spec.name} is a scalar" if spec.shape == () else f"input {spec.name} has no known rank"
-    for side in ("inputs", "outputs"):
-        for spec in getattr(signature, side):
-            if spec.shape and isinstance(spec.shape[0], int):
-                return f"{side[:-1]} {spec.name} has a first dimension fixed at {spec.shape[0]}"
-    return None
-
-
-def _one_symbol(signature: Signature) -> bool:
-    """Whether every input and output names the same symbolic first dimension."""
-    leading = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
-    return len(leading) == 1 and leading != {None}
-
-
-def _compare(runner: Runner, fixed: FixedDims, recipe: Recipe) -> tuple[Verdict, str]:
-    singles = [recipe.feeds(runner.signature, fixed, 1, seed) for seed in (1, 2)]
-    pair = {name: np.concatenate([single[name] for single in singles]) for name in singles[0]}
-    try:
-        together = _run(runner, pair)
-    except (RequestError, EngineError) as error:
-        return Verdict.IMPOSSIBLE, f"it runs at batch 1 and fails at batch 2: {error.why}"
-    alone = [_run(runner, single) for single in singles]
-    again = _run(runner, singles[0])
-    for spec in runner.signature.outputs:
-        rows = [single[spec.name] for single in alone]
-        shapes = [array.shape for array in (*rows, together[spec.name])]
-        if not all(shapes) or [shape[0] for shape in shapes] != [1, 1, 2]:
-            return Verdict.IMPOSSIBLE, f"output {spec.name} has shape {shapes[0]} at batch 1 and {shapes[2]} at batch 2"
-        if _difference(spec, again[spec.name], rows[0]) > 0:
-            continue  # random by design: there is no answer to compare with
-        if shapes[0][1:] != shapes[2][1:]:
-            return (
-                Verdict.ROWS_DIFFER,
-                f"output {spec.name} has rows of shape {shapes[0][1:]} alone and {shapes[2][1:]}",
-            )
-        worst = _difference(spec, together[spec.name], np.concatenate(rows))
-        if worst > _TOLERANCE.get(spec.dtype, 0):
-            return (
-                Verdict.ROWS_DIFFER,
-                f"output {spec.name} differs by {worst:.1e} of its largest value in a batch of 2",
-            )
-    return Verdict.PROVEN, "a batch of 2 gave the answers of its samples alone"
-
-
-def _difference(spec: TensorSpec, one: Array, other: Array) -> float:
-    """The largest difference, relative to the largest value for floats; 0 or 1 for everything else."""
-    if one.shape != other.shape:
-        return float("inf")
-    if spec.dtype == "BF16":
-        one, other = ((array.astype(np.uint32) << 16).view(np.float32) for array in (one, other))
-    elif not spec.dtype.startswith("FP"):
-        return float(not np.array_equal(one, other))
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
-    if not unequal.any():
-        return 0.0
-    largest = np.abs(other[np.isfinite(other)]).max(initial=1e-30)
-    return float(np.nan_to_num(np.abs(one - other)[unequal], nan=np.inf).max() / largest)
-
-
-def _run(runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def _answered(runner: Runner, feeds: Mapping[str, Array], batch: int | None) -> Sample:
     names = [spec.name for spec in runner.signature.outputs]
-    return dict(zip(names, runner.run(feeds, names), strict=True))
+    return Sample(batch, feeds, dict(zip(names, runner.run(feeds, names), strict=True)))
+
+
+def _open_batch(signature: Signature) -> bool:
+    specs = (*signature.inputs, *signature.outputs)
+    return bool(signature.inputs) and all(spec.shape and not isinstance(spec.shape[0], int) for spec in specs)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _texts(array: Array) -> Array:
+    return np.vectorize(_text, otypes=[object])(array) if array.dtype.kind in "OSU" and array.size else array
+
+
+def _numbers(array: Array, dtype: str) -> Array:
+    if dtype == "BF16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(array, np.float64)
+
+
+def _cosine(one: Array, other: Array) -> float | None:
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    if not np.isfinite(norms) or norms == 0:
+        return None
+    return float(np.dot(one.ravel(), other.ravel()) / norms)
+
+
+def _top1(one: Array, other: Array) -> float | None:
+    if one.ndim != 2 or one.shape[1] < 2 or not one.shape[0]:
+        return None
+    return float(np.mean(one.argmax(axis=1) == other.argmax(axis=1)))

@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,21 @@ def doubles(url: str, model: str = "doubling", shape: tuple[int, ...] = (4,)) ->
     with httpclient.InferenceServerClient(url) as client:
         y = infer(client, model, {"X": x})["Y"]
     return y.shape == shape and y.ravel().tolist() == [2, 4, 6, 8]
+
+
+def mapped_files(server: int) -> set[str]:
+    """Paths of the files that a server and its stubs have mapped into memory.
+
+    Args:
+        server: process id; stubs are in its process group.
+    """
+    found: set[str] = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getpgid(int(entry.name)) == server:
+                lines = (entry / "maps").read_text().splitlines()
+                found.update(line[line.index("/") :] for line in lines if "/" in line)
+    return found
 
 
 def triton_type(array: np.ndarray) -> str:

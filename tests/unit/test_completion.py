@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unified_backend.batching import Batching, Verdict
 from unified_backend.completion import complete, fixed_dims
 from unified_backend.errors import ConfigError
 from unified_backend.samples import Recipe
 from unified_backend.tensors import Signature, TensorSpec
-from unified_backend.verification import Batching, Verdict
 
 IMAGE = TensorSpec("image", "FP32", ("N", 3, "H", "W"))
 SCORES = TensorSpec("scores", "FP32", ("N", 10))

@@ -67,7 +67,7 @@ def test_external_data_belongs_to_the_model(folder, find):
 @pytest.mark.parametrize(
     ("location", "words"),
     [
-        ("weights.bin", "lacks its external data"),
+        ("weights.bin", "lacks a file that belongs to it"),
         ("../weights.bin", "outside its folder"),
         ("/etc/hostname", "outside"),
     ],

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading_worker import answer, config, in_own_process, loaded, namespaces, write_model
 from onnx import TensorProto, helper, numpy_helper
-from unified_backend import hosts, loading, verification
+from unified_backend import batching, forms, hosts, loading
 from unified_backend.cache import Cache, FileMemo, Key, Snapshot
 from unified_backend.engines import Canonical
 from unified_backend.engines.onnxruntime import OnnxRuntime
@@ -114,6 +114,23 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
     "custom_op_library": ({"custom_op_library": LIBRARY}, set(KINDS)),
     "session_options": ({"session.set_denormal_as_zero": "1"}, set(KINDS)),
     "require_cached": ({"require_cached": "1"}, set()),
+    **{
+        name: ({name: value}, set())  # an ONNX source is neither converted nor described by its format
+        for name, value in {
+            "signature": "encode",
+            "tags": "serve,gpu",
+            "inputs": "x:0[1,4]",
+            "outputs": "y:0",
+            "names": '{"x": "image"}',
+            "opset": "17",
+            "converter": '{"large_model": true}',
+            "allow_unsafe": "1",
+            "verify": "warn",
+            "tolerance": "0.01",
+            "conversion_seconds": "60",
+            "conversion_memory": "1GB",
+        }.items()
+    },
 }
 
 
@@ -217,7 +234,7 @@ ENVIRONMENT: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = 
     "onnxruntime's build": (lambda patch: patch.setattr(onnxruntime, "get_build_info", lambda: "mine"), set(KINDS)),
     "processor": (lambda patch: patch.setattr(hosts, "cpu_features", lambda: "x86_64,avx"), {"batching", "engine"}),
     "normalising": (lambda patch: patch.setattr(normalise, "RECIPE", 99), set(KINDS)),
-    "proving": (lambda patch: patch.setattr(verification, "RECIPE", 99), {"batching"}),
+    "proving": (lambda patch: patch.setattr(batching, "RECIPE", 99), {"batching"}),
     "schema": (lambda patch: patch.setattr("unified_backend.cache.keys.SCHEMA", 99), set(KINDS)),
     "host name": (lambda patch: patch.setattr("socket.gethostname", lambda: "another"), set()),
 }
@@ -336,8 +353,8 @@ def replace_during(patch: pytest.MonkeyPatch, place: object, name: str, folder: 
 @pytest.mark.parametrize(
     ("place", "name", "published"),
     [
-        (loading, "normalise", 0),
-        (loading, "open_reference", 0),
+        (forms, "normalise", 0),
+        (forms, "open_reference", 0),
         (loading, "prove_batching", 1),
         (OnnxRuntime, "build", 2),
     ],

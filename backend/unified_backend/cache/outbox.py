@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from unified_backend import hosts
 from unified_backend.cache.files import write_whole
 from unified_backend.cache.flight import being_made, locks_missing
 from unified_backend.cache.holds import Hold
@@ -80,7 +80,7 @@ class Outbox:
         # Found where this process finds it; without the working directory, which is a stranger's.
         path = os.pathsep.join(folder for folder in sys.path if folder)
         try:
-            command = [_python(), "-P", "-m", "unified_backend.cache.push", str(self._store.root)]
+            command = [hosts.interpreter(), "-P", "-m", "unified_backend.cache.push", str(self._store.root)]
             with (self._store.root / "push.log").open("ab") as log:
                 # A session of its own, and no handle of ours: nobody waits for it, or is kept waiting by it.
                 pusher = subprocess.Popen(
@@ -179,26 +179,6 @@ def _read(note: Path) -> tuple[Key, Claim | None]:
     lease = value["lease"]
     claim = Claim(str(lease["path"]), str(lease["owner"])) if lease else None
     return Key(str(value["kind"]), dict(value["fields"])), claim
-
-
-def _python() -> str:
-    """An interpreter of this process's Python.
-
-    Triton's stub embeds Python: there, sys.executable is whatever `python3` the PATH has, which may be another one.
-
-    Raises:
-        OSError: there is none.
-    """
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    beside = [Path(prefix) / "bin" / name for prefix in (sys.prefix, sys.base_prefix)]
-    for candidate in filter(None, (sys.executable, *map(str, beside), shutil.which(name))):
-        ask = [candidate, "-I", "-S", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"]
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stdout.split() == [
-                name.encode()
-            ]:
-                return candidate
-    raise OSError(f"there is no {name} beside the Python library that runs here, or on PATH")
 
 
 def _pushed(remote: Remote, place: Path, key: Key, patient: bool) -> Sent:

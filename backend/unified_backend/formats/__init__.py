@@ -11,7 +11,12 @@ from unified_backend import __version__
 from unified_backend.cache.memo import FileMemo
 from unified_backend.errors import SourceError
 from unified_backend.formats.appearance import appearance
+from unified_backend.formats.checkpoint import META, Checkpoint, newest
+from unified_backend.formats.description import Description
+from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.onnx import Onnx
+from unified_backend.formats.savedmodel import SavedModel
+from unified_backend.settings import Settings
 
 __all__ = ["FORMATS", "Format", "Source", "find_source"]
 
@@ -37,8 +42,17 @@ class Format(Protocol):
         """
         ...
 
+    def describe(self, path: Path, settings: Settings, label: str) -> Description:
+        """What the file says of itself, for the signature, inputs and outputs that the settings choose.
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(),)}
+        Raises:
+            SourceError: it is damaged, or does not say what goes in and what comes out.
+            ConfigError: a parameter names what the model has not got.
+        """
+        ...
+
+
+FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint())}
 
 _DEPTH = 3  # levels below the version folder that are searched: `1/model.onnx/model.onnx` is the second
 _LISTED = 8  # files that a message names before it only counts
@@ -88,11 +102,12 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
     candidates = [start] if start.is_file() else _regular_files(start)
     try:
         found = [(form, path) for path in candidates for form in FORMATS.values() if form.detect(path)]
+        if len(found) > 1:
+            found = _apart_from_companions(found, memo)
         if len(found) == 1:
             form, path = found[0]
-            # Another version of this package may see more of them.
-            names = memo.recall(path, f"companions {__version__}", lambda: form.companions(path))
-            return Source(label, form.name, path, (path, *(_companion(path, name) for name in names)))
+            names = _companions(form, path, memo)
+            return Source(label, form.name, path, (path, *(_companion(folder, path, name) for name in names)))
     except SourceError as error:
         raise SourceError(f"{label}: {error.what}", error.why, error.do) from None
     if not found:
@@ -109,19 +124,41 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
     )
 
 
-def _companion(path: Path, name: str) -> Path:
+def _companions(form: Format, path: Path, memo: FileMemo) -> list[str]:
+    # Another version of this package may see more of them. A folder's listing is no fact about one of its files.
+    if form.name != "onnx":
+        return form.companions(path)
+    return list(memo.recall(path, f"companions {__version__}", lambda: form.companions(path)))
+
+
+def _apart_from_companions(found: list[tuple[Format, Path]], memo: FileMemo) -> list[tuple[Format, Path]]:
+    """Without files that belong to another of them, and without the older steps of a checkpoint."""
+    owned = {path.parent / _file_name(name) for form, path in found for name in _companions(form, path, memo)}
+    kept = [(form, path) for form, path in found if path not in owned]
+    steps = [path for form, path in kept if form.name == "checkpoint"]
+    latest = newest(steps)
+    return [(form, path) for form, path in kept if form.name != "checkpoint" or path in latest]
+
+
+def _companion(folder: Path, path: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise SourceError(
-            f"{path.name} names external data outside its folder",
+            f"{path.name} names a file outside its folder",
             f'the location is "{name}"',
             "Save the model again with its data beside it",
         )
     companion = path.parent / _file_name(name)
     if not companion.is_file():
         raise SourceError(
-            f"{path.name} lacks its external data",
+            f"{path.name} lacks a file that belongs to it",
             f'"{name}" is not in the folder beside it',
-            "Copy the data file there",
+            "Copy it there",
+        )
+    if companion.is_symlink() and not companion.resolve().is_relative_to(folder.resolve()):
+        raise SourceError(
+            f"{path.name} has a file that leads out of the version folder",
+            f'"{name}" is a symbolic link to {companion.resolve()}',
+            "Copy the file there",
         )
     return companion
 
@@ -134,11 +171,12 @@ def _file_name(name: str) -> str:
 def _regular_files(folder: Path) -> list[Path]:
     """The files below `folder` that could be a model: hidden ones and deep ones are not."""
     below = (path for level in range(_DEPTH) for path in folder.glob("*/" * level + "*"))
-    return sorted(
-        path
-        for path in below
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    return sorted(path for path in below if path.is_file() and not _hidden(path.relative_to(folder)))
+
+
+def _hidden(path: Path) -> bool:
+    """Whether some part begins with a dot; a checkpoint's prefix may be empty, and its graph is then called `.meta`."""
+    return any(part.startswith(".") for part in path.parent.parts) or (path.name.startswith(".") and path.name != META)
 
 
 def _listing(folder: Path, paths: list[Path]) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.description import Description
+from unified_backend.settings import Settings
+from unified_backend.tensors import TensorSpec, data_type
 
 if TYPE_CHECKING:
     import onnx
@@ -77,6 +81,23 @@ class Onnx:
                 locations.update((entry.value, None) for entry in tensor.external_data if entry.key == "location")
         return list(locations)
 
+    def describe(self, path: Path, settings: Settings, label: str) -> Description:
+        """What the file says of itself; the signature that is served is ONNX Runtime's reading of it.
+
+        Raises:
+            SourceError: the protobuf message is damaged.
+        """
+        model = read_model(path)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        facts = {
+            "ir_version": model.ir_version,
+            "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+            "producer": f"{model.producer_name} {model.producer_version}".strip(),
+            "operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
+        }
+        inputs = tuple(_tensor_spec(value) for value in model.graph.input if value.name not in constants)
+        return Description(inputs, tuple(_tensor_spec(value) for value in model.graph.output), facts=facts)
+
 
 def read_model(path: Path) -> onnx.ModelProto:
     """The model without its external data.
@@ -117,6 +138,18 @@ def _tensors(holder: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tens
     for tensor in sparse:
         yield tensor.values
         yield tensor.indices
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Name, type and shape as the graph declares them; what Triton has no type for is a string."""
+    tensor = value.type.tensor_type
+    row = data_type(tensor.elem_type)
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim
+        )
+    return TensorSpec(value.name, row.triton if row else "STRING", shape)
 
 
 def _fields(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx
 import pytest
 from onnx import TensorProto
+from unified_backend.batching import Batching, Verdict, prove_batching
 from unified_backend.engines.reference import open_reference
 from unified_backend.settings import Settings
-from unified_backend.verification import Batching, Verdict, prove_batching
 
 MODELS = {
     "row by row": (Verdict.PROVEN, "(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"),

@@ -1,0 +1,121 @@
+"""Builds an engine in a process of its own: native readers crash on some damaged files, and that must not be a server.
+
+`python -m unified_backend.engines.apart` is that process; it reads one JSON object and prints one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import unified_backend
+from unified_backend import hosts
+from unified_backend.engines import Canonical, Engine
+from unified_backend.errors import EngineError, UnifiedError
+from unified_backend.settings import Settings
+from unified_backend.tensors import Signature
+
+__all__ = ["build_apart"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LAST_WORDS = 300  # characters of what a process said before it died
+
+
+def build_apart(engine: Engine, canonical: Canonical, settings: Settings, folder: Path) -> Mapping[str, Any]:
+    """Have `engine.build` write into `folder`, within the limits of time and memory that conversions have.
+
+    Raises:
+        EngineError: it cannot be built, or its process crashed, hung or took too much memory.
+    """
+    job = {
+        "module": type(engine).__module__,
+        "class": type(engine).__name__,
+        "label": canonical.label,
+        "path": str(canonical.path),
+        "signature": canonical.signature.to_json(),
+        "format": canonical.format,
+        "inner": dict(canonical.inner),
+        "feeds": dict(canonical.feeds),
+        "names": settings.names,
+        "folder": str(folder),
+        "memory": settings.conversion_memory,
+    }
+    package = str(Path(unified_backend.__file__).parent.parent)
+    paths = (package, *(path for path in sys.path if path), os.environ.get("PYTHONPATH"))
+    what, do = f"{canonical.label}: {engine.name} cannot read the {canonical.format} model", "Copy or export it again"
+    try:
+        # -P: what lies in the current directory is not what is imported.
+        child = subprocess.run(
+            [hosts.interpreter(), "-P", "-m", "unified_backend.engines.apart"],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=settings.conversion_seconds or None,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+    except subprocess.TimeoutExpired as error:
+        why = f"it was not done after {error.timeout:.0f} s"
+        raise EngineError(what, why, "Raise the parameter `conversion_seconds`, or export it again") from None
+    except OSError as error:
+        raise EngineError(what, f"no process could be started ({error})", "Mend that, and load it again") from None
+    try:
+        answer = json.loads(child.stdout)
+    except ValueError:
+        raise EngineError(what, _death(child), do) from None
+    if "error" in answer:
+        raise EngineError(*answer["error"])
+    return dict(answer["facts"])
+
+
+def _death(child: subprocess.CompletedProcess[str]) -> str:
+    code = child.returncode
+    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    words = " ".join(child.stderr.split())[-_LAST_WORDS:]
+    return f"its process {how}" + (f": {words}" if words else "")
+
+
+def _main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    job = json.load(sys.stdin)
+    # What native libraries print goes where it is not taken for the answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if job["memory"]:
+        resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
+    canonical = Canonical(
+        job["label"],
+        Path(job["path"]),
+        "",
+        Signature.from_json(job["signature"]),
+        format=job["format"],
+        inner=job["inner"],
+        feeds=job["feeds"],
+    )
+    settings = Settings(names=tuple((old, new) for old, new in job["names"]))
+    engine: Engine = getattr(
+        sys.modules.get(job["module"]) or __import__(job["module"], fromlist=["_"]), job["class"]
+    )()
+    answer: dict[str, Any]
+    try:
+        answer = {"facts": engine.build(canonical, settings, Path(job["folder"]))}
+    except UnifiedError as error:
+        answer = {"error": [error.what, error.why, error.do]}
+    except MemoryError:
+        why = f"it takes more than {job['memory'] / 1e9:.1f} GB"
+        answer = {"error": [f"{job['label']}: out of memory", why, "Raise the parameter `conversion_memory`"]}
+    with answers:
+        json.dump(answer, answers)
+
+
+if __name__ == "__main__":
+    _main()

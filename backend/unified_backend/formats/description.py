@@ -1,0 +1,146 @@
+"""What a source says of itself, read from its bytes without the framework that wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from unified_backend.errors import ConfigError
+from unified_backend.settings import Settings
+from unified_backend.tensors import TensorSpec
+
+__all__ = ["Description", "as_asked", "renamed", "tensor_shape"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a source says of itself.
+
+    Attributes:
+        inputs: names as served, Triton's data types, shapes.
+        outputs: likewise; () where only the framework can tell. A type or rank that the file does not state is FP32
+            or None until an engine has loaded the model.
+        inner: name as served -> name of the tensor in the graph (`serving_default_x:0`); {} for Keras.
+        job: JSON values that a conversion needs beside these: signature key, tags, constants fed to the graph.
+        facts: JSON values for people: every signature, operators and their counts, versions, quantisation.
+        notes: a line each of what a user should know.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def as_asked(description: Description, settings: Settings, label: str) -> Description:
+    """The description of a model that has a signature, with the parameters `inputs`, `outputs` and `names` applied.
+
+    Raises:
+        ConfigError: a parameter names what the model has not got.
+    """
+    chosen = _chosen(_reshaped(description, settings, label), settings, label)
+    return renamed(chosen, settings.names, label)
+
+
+def renamed(description: Description, names: tuple[tuple[str, str], ...], label: str) -> Description:
+    """The description with the parameter `names` applied to what is served.
+
+    Args:
+        names: (name in the model, name it is served under). Where the outputs are not known, names that no input has
+            are left to the conversion: `job["names"]`.
+
+    Raises:
+        ConfigError: the model has no such name, or two tensors would have one name.
+    """
+    if not names:
+        return description
+    new = dict(names)
+    known = [spec.name for spec in (*description.inputs, *description.outputs)]
+    unknown = {old: name for old, name in new.items() if old not in known}
+    if unknown and description.outputs:
+        raise ConfigError(
+            f'{label}: parameter "names" names {", ".join(unknown)}',
+            f"the model has {', '.join(known)}",
+            "Correct it in config.pbtxt",
+        )
+    for side in (description.inputs, description.outputs):
+        served = [new.get(spec.name, spec.name) for spec in side]
+        if len(set(served)) < len(served):
+            raise ConfigError(
+                f'{label}: parameter "names" gives one name to two tensors',
+                f"they would be {', '.join(served)}",
+                "Correct it in config.pbtxt",
+            )
+
+    def rename(side: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(dataclasses.replace(spec, name=new.get(spec.name, spec.name)) for spec in side)
+
+    return dataclasses.replace(
+        description,
+        inputs=rename(description.inputs),
+        outputs=rename(description.outputs),
+        inner={new.get(name, name): tensor for name, tensor in description.inner.items()},
+        job={**description.job, **({"names": unknown} if unknown else {})},
+    )
+
+
+def _reshaped(description: Description, settings: Settings, label: str) -> Description:
+    """The description with the shapes that the parameter `inputs` gives (`x:0[1,224,224,3]`); the inputs stay.
+
+    Raises:
+        ConfigError: it names what is no input.
+    """
+    shapes = {}
+    for text in settings.inputs:
+        name, shape = tensor_shape(text)
+        shapes[_public(description, name, "inputs", description.inputs, label)] = shape
+    inputs = (
+        spec if shapes.get(spec.name) is None else dataclasses.replace(spec, shape=shapes[spec.name])
+        for spec in description.inputs
+    )
+    return dataclasses.replace(description, inputs=tuple(inputs))
+
+
+def _chosen(description: Description, settings: Settings, label: str) -> Description:
+    """The description with those outputs only that the parameter `outputs` names, in its order.
+
+    Raises:
+        ConfigError: it names what is no output.
+    """
+    if not settings.outputs:
+        return description
+    by_name = {spec.name: spec for spec in description.outputs}
+    names = [_public(description, name, "outputs", description.outputs, label) for name in settings.outputs]
+    kept = {*names, *(spec.name for spec in description.inputs)}
+    return dataclasses.replace(
+        description,
+        outputs=tuple(by_name[name] for name in names),
+        inner={name: tensor for name, tensor in description.inner.items() if name in kept},
+    )
+
+
+def tensor_shape(text: str) -> tuple[str, tuple[int | None, ...] | None]:
+    """Name and shape in tf2onnx's notation: `x:0[1,224,224,3]`; -1 is an open dimension, no brackets no shape."""
+    match = re.fullmatch(r"(.+?)(?:\[([-\d,\s]*)\])?", text.strip(), re.DOTALL)
+    assert match is not None, "the parameter's parser leaves no empty name"
+    if match[2] is None:
+        return match[1], None
+    sizes = [int(size) for size in re.findall(r"-?\d+", match[2])]
+    return match[1], tuple(size if size >= 0 else None for size in sizes)
+
+
+def _public(description: Description, name: str, parameter: str, side: tuple[TensorSpec, ...], label: str) -> str:
+    """The public name of an input or output given by it, or by its tensor's name."""
+    known = [spec.name for spec in side]
+    for each in known:
+        if name in (each, f"{each}:0", description.inner.get(each)):
+            return each
+    raise ConfigError(
+        f'{label}: parameter "{parameter}" names {name}',
+        f"the model has {', '.join(known)}",
+        "Correct it in config.pbtxt",
+    )

@@ -1,0 +1,234 @@
+"""The form of a source that engines are built from: the canonical ONNX model, or the source itself.
+
+A source that is not ONNX is served *directly*, by an engine that takes the file as it is. What the cache holds already
+is taken first, so that a restart does not change its mind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from unified_backend import hosts
+from unified_backend.cache import Key
+from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
+from unified_backend.engines.apart import build_apart
+from unified_backend.engines.onnxruntime import OnnxRuntime
+from unified_backend.engines.openvino import OpenVino
+from unified_backend.engines.reference import open_reference
+from unified_backend.errors import (
+    EngineError,
+    NotCachedError,
+    RequestError,
+    SourceChangedError,
+    SourceError,
+    UnifiedError,
+    VerificationError,
+)
+from unified_backend.formats import Source
+from unified_backend.formats.description import Description
+from unified_backend.graph.normalise import normalise
+from unified_backend.lookups import Lookup
+from unified_backend.model_keys import canonical_key, direct_key
+from unified_backend.samples import FixedDims
+from unified_backend.settings import Settings
+from unified_backend.tensors import Signature
+from unified_backend.verification import Compared, Sample, require, samples_of, verify
+
+__all__ = ["ENGINES", "Direct", "Reference", "canonical_of_onnx"]
+
+logger = logging.getLogger(__name__)
+
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(), OpenVino())}
+_ITSELF = "itself alone: no other engine takes the file"
+
+
+class Reference:
+    """A form in the engine that others are compared with, opened when first needed: a warm load never opens it."""
+
+    def __init__(self, label: str, settings: Settings) -> None:
+        self._label = label
+        self._settings = settings
+        self._onnx: tuple[Runner, list[str]] | None = None
+        self._direct: dict[str, Runner] = {}
+
+    def onnx(self, path: Path) -> tuple[Runner, list[str]]:
+        """The canonical ONNX model, unoptimised, with a note for each output that is left out."""
+        if self._onnx is None:
+            self._onnx = open_reference(self._label, path, self._settings)
+        return self._onnx
+
+    def runner(self, form: Canonical) -> Runner:
+        """The form in the engine that it was judged by."""
+        if form.format == "onnx":
+            return self.onnx(form.path)[0]
+        if form.digest not in self._direct:
+            threads = Threads(hosts.cores())
+            self._direct[form.digest] = ENGINES[form.judged_by].load(form, form.built, self._settings, threads)
+        return self._direct[form.digest]
+
+
+def canonical_of_onnx(source: Source, settings: Settings, lookup: Lookup, reference: Reference) -> Canonical:
+    """The canonical model of an ONNX source; its entry holds a file only where the source needed a repair."""
+    key = canonical_key(source, settings, lookup.snapshot.digests, lookup.cache.store.memo)
+
+    def make(folder: Path) -> dict[str, Any]:
+        changes = normalise(source.path, source.files[1:], folder)
+        runner, notes = reference.onnx(folder / "model.onnx" if changes else source.path)
+        return {"changes": changes, "notes": notes, "signature": runner.signature.to_json()}
+
+    entry = lookup(key, make)
+    path = entry.path / "model.onnx" if entry.facts["changes"] else source.path
+    signature = Signature.from_json(entry.facts["signature"])
+    return Canonical(source.label, path, key.digest, signature, (*entry.facts["changes"], *entry.facts["notes"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct:
+    """A source that is not ONNX, with the engines that take it as it is.
+
+    Attributes:
+        fixed: dimensions that the config fixes.
+        digests: SHA-256 of the bytes of each of the source's files, in hex.
+    """
+
+    source: Source
+    description: Description
+    settings: Settings
+    fixed: FixedDims
+    digests: tuple[str, ...]
+
+    def engines(self) -> list[Engine]:
+        """The engines that take this format, and that the settings allow, the best first."""
+        chosen = self.settings.engine
+        takers = (engine for engine in ENGINES.values() if self.source.format in engine.accepts)
+        return [engine for engine in takers if chosen in ("auto", engine.name)]
+
+    def key(self, engine: Engine) -> Key:
+        """Of the finding that the engine takes this source."""
+        return direct_key(self.source, self.description, self.fixed, self.digests, engine, self.settings)
+
+    def find(self, lookup: Lookup, reference: Reference) -> Canonical:
+        """The source in the first engine that takes it and computes what it should.
+
+        Raises:
+            UnifiedError: no engine takes it; of one engine its own error, of several or none an EngineError.
+        """
+        usable = [engine for engine in self.engines() if not engine.unusable()]
+        for engine in usable:
+            try:
+                return self._form(engine, lookup, reference, required=True)
+            except NotCachedError as error:
+                if engine is usable[-1] and self.settings.require_cached:
+                    raise error from None
+        failures: list[tuple[str, UnifiedError]] = []
+        for engine in usable:
+            try:
+                return self._form(engine, lookup, reference, required=False)
+            except SourceChangedError:
+                raise
+            except (EngineError, SourceError, VerificationError) as error:
+                logger.warning(
+                    'not taken model=%s engine=%s reason="%s: %s"',
+                    self.source.label,
+                    engine.name,
+                    error.what,
+                    error.why,
+                )
+                failures.append((engine.name, error))
+        if len(failures) == 1:
+            raise failures[0][1]
+        raise EngineError(
+            f"{self.source.label}: no engine takes the {self.source.format} model",
+            "; ".join(f"{name}: {error.why}" for name, error in failures) or self._obstacle(),
+            "Export it as ONNX, or as a SavedModel (Keras: model.export(folder))",
+        )
+
+    def _obstacle(self) -> str:
+        reasons = [f"{engine.name}: {reason}" for engine in self.engines() if (reason := engine.unusable())]
+        takers = [name for name, engine in ENGINES.items() if self.source.format in engine.accepts]
+        if not takers:
+            return f"{self.source.format} is recognised, and none of {', '.join(ENGINES)} takes it as it is"
+        return "; ".join(reasons) or f'parameter "engine" is "{self.settings.engine}", and {", ".join(takers)} takes it'
+
+    def _form(self, engine: Engine, lookup: Lookup, reference: Reference, required: bool) -> Canonical:
+        key = self.key(engine)
+        given = Signature(self.description.inputs, self.description.outputs)
+
+        def make(folder: Path) -> dict[str, Any]:
+            facts = build_apart(engine, self._canonical(engine, key.digest, given), self.settings, folder)
+            runner = reference.runner(self._canonical(engine, key.digest, given, built=Built(folder, facts)))
+            samples, judge = self._answers(engine)
+            rows = self._verified(runner, samples, engine, judge)
+            logger.info(
+                "taken as it is model=%s format=%s engine=%s reference=%s max_abs=%.1e",
+                self.source.label,
+                self.source.format,
+                engine.name,
+                judge.partition(":")[0].replace(" ", "-"),
+                max((row.max_abs for row in rows), default=0.0),
+            )
+            return {
+                "built": facts,
+                "signature": runner.signature.to_json(),
+                "notes": [*self.description.notes, f"{engine.name} takes the file as it is; compared with {judge}"],
+                "reference": judge,
+                "verified": [row.to_json() for row in rows],
+            }
+
+        entry = lookup(key, make, required)
+        signature = Signature.from_json(entry.facts["signature"])
+        built = Built(entry.path, entry.facts["built"])
+        return self._canonical(engine, key.digest, signature, tuple(entry.facts["notes"]), built)
+
+    def _canonical(
+        self,
+        engine: Engine,
+        digest: str,
+        signature: Signature,
+        notes: tuple[str, ...] = (),
+        built: Built | None = None,
+    ) -> Canonical:
+        return Canonical(
+            self.source.label,
+            self.source.path,
+            digest,
+            signature,
+            notes,
+            format=self.source.format,
+            inner=self.description.inner,
+            feeds=self.description.job.get("feeds") or {},
+            judged_by=engine.name,
+            built=built,
+        )
+
+    def _answers(self, engine: Engine) -> tuple[list[Sample], str]:
+        """What another engine that takes the file answers to seeded inputs, and its name."""
+        for other in ENGINES.values():
+            if other is engine or self.source.format not in other.accepts or other.unusable():
+                continue
+            form = self._canonical(other, "", Signature(self.description.inputs, self.description.outputs))
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    built = Built(Path(folder), build_apart(other, form, self.settings, Path(folder)))
+                    runner = other.load(form, built, self.settings, Threads(hosts.cores()))
+                if samples := samples_of(runner, self.fixed):
+                    return samples, other.name
+            except (EngineError, RequestError, SourceError) as error:
+                logger.info('no reference model=%s engine=%s reason="%s"', self.source.label, other.name, error.why)
+        return [], _ITSELF
+
+    def _verified(self, runner: Runner, samples: list[Sample], engine: Engine, judge: str) -> list[Compared]:
+        try:
+            rows = verify(runner, samples, self.settings.tolerance)
+            require(rows, judge, engine.name)
+        except VerificationError as error:
+            named = VerificationError(f"{self.source.label}: {error.what}", error.why, error.do)
+            if self.settings.verify == "strict":
+                raise named from None
+            logger.warning("%s Served all the same, because verify is warn.", named)
+            return []
+        return rows
