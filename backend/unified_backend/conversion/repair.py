@@ -1,0 +1,127 @@
+"""Repairs of exported ONNX graphs: what converters leave that no runtime takes, or takes only at one batch size."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from unified_backend.conversion.batch import free_batch
+from unified_backend.conversion.interface import graphs_of
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["free_batch", "repair", "unknown_operators"]
+
+_STANDARD = ("", "ai.onnx")
+_CAST_LIKE = 15  # opset since which a constant can take the type of another tensor
+
+
+def repair(model: onnx.ModelProto) -> list[str]:
+    """Replace operators that are none of ONNX by ones that are.
+
+    Returns:
+        what was done, one phrase each.
+    """
+    done = []
+    for operator, expand in _EXPANSIONS.items():
+        count = sum(_replace(graph, operator, expand, model) for graph in graphs_of(model.graph))
+        if count:
+            done.append(f"{operator} written with ONNX operators ({count})")
+    return done
+
+
+def unknown_operators(model: onnx.ModelProto, domains: Collection[str] = ()) -> dict[str, int]:
+    """Operators that ONNX's schema does not have in the model's opset, and how many nodes use each.
+
+    Converters write their source's operators into the graph when they know no other, and report success.
+
+    Args:
+        domains: further domains that are taken as known.
+    """
+    from onnx import defs
+
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    local = {(function.domain, function.name) for function in model.functions}
+    counts: Counter[str] = Counter()
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            domain = "" if node.domain in _STANDARD else node.domain
+            if (domain and domain in domains) or (node.domain, node.op_type) in local:
+                continue
+            if not defs.has(node.op_type, versions.get(domain, 0), domain):
+                counts[f"{domain}.{node.op_type}" if domain else node.op_type] += 1
+    return dict(counts)
+
+
+class _Nodes:
+    """Nodes that take the place of one: each call adds one and gives the name of its result."""
+
+    def __init__(self, node: onnx.NodeProto, opset: int) -> None:
+        self.made: list[onnx.NodeProto] = []
+        self._name, self._like, self._opset = node.output[0], node.input[0], opset
+
+    def __call__(self, operator: str, *inputs: str, output: str = "") -> str:
+        from onnx import helper
+
+        output = output or f"{self._name}_{operator.lower()}_{len(self.made)}"
+        self.made.append(helper.make_node(operator, list(inputs), [output], name=output))
+        return output
+
+    def constant(self, value: float) -> str:
+        """A scalar of the element type of the node's input; before opset 15 none but FP32 can be written."""
+        from onnx import TensorProto, helper
+
+        output = f"{self._name}_constant_{len(self.made)}"
+        tensor = helper.make_tensor(output, TensorProto.FLOAT, (), [value])
+        self.made.append(helper.make_node("Constant", [], [output], name=output, value=tensor))
+        return self("CastLike", output, self._like) if self._opset >= _CAST_LIKE else output
+
+
+def _erfc(node: onnx.NodeProto, nodes: _Nodes) -> None:
+    """Erfc(x) = 1 - Erf(x): TensorFlow's exact GELU is written with Erfc, which ONNX lacks and tf2onnx leaves as it is.
+
+    The absolute error is that of Erf, 1e-7; only far out, where Erfc is below that, is the relative error larger.
+    """
+    nodes("Sub", nodes.constant(1), nodes("Erf", node.input[0]), output=node.output[0])
+
+
+def _gelu(node: onnx.NodeProto, nodes: _Nodes) -> None:
+    """TensorFlow Lite's GELU: x/2 (1 + erf(x/sqrt(2))), or the tanh formula where the operator says `approximate`.
+
+    ONNX has Gelu since opset 20; tf2onnx writes opset 18 at most, and leaves `TFL_GELU`.
+    """
+    x = node.input[0]
+    if any(attribute.name == "approximate" and attribute.i for attribute in node.attribute):
+        cube = nodes("Mul", nodes("Mul", x, x), nodes("Mul", x, nodes.constant(0.044715)))
+        inner = nodes("Tanh", nodes("Mul", nodes("Add", x, cube), nodes.constant(math.sqrt(2 / math.pi))))
+    else:
+        inner = nodes("Erf", nodes("Mul", x, nodes.constant(math.sqrt(0.5))))
+    half = nodes("Mul", x, nodes.constant(0.5))
+    nodes("Mul", half, nodes("Add", inner, nodes.constant(1)), output=node.output[0])
+
+
+_EXPANSIONS: dict[str, Callable[[onnx.NodeProto, _Nodes], None]] = {"Erfc": _erfc, "TFL_GELU": _gelu}
+
+
+def _replace(
+    graph: onnx.GraphProto, operator: str, expand: Callable[[onnx.NodeProto, _Nodes], None], model: onnx.ModelProto
+) -> int:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), 0)
+    made: list[onnx.NodeProto] = []
+    count = 0
+    for node in graph.node:
+        if node.op_type == operator and node.domain in _STANDARD:
+            nodes = _Nodes(node, opset)
+            expand(node, nodes)
+            made.extend(nodes.made)
+            count += 1
+        else:
+            made.append(node)
+    if count:
+        copies = [type(node).FromString(node.SerializeToString()) for node in made]
+        del graph.node[:]
+        graph.node.extend(copies)
+    return count

@@ -1,0 +1,1 @@
+"""Pinned environments that hold one framework each, and the workers that run in them."""

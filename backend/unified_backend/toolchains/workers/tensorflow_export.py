@@ -1,0 +1,206 @@
+"""Exports a frozen source with tf2onnx, and takes the result only if every operator is one that ONNX knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unified_backend.conversion.interface import publish
+from unified_backend.conversion.repair import repair, unknown_operators
+from unified_backend.errors import ConfigError
+from unified_backend.tensors import Signature
+from unified_backend.toolchains.workers.tensorflow_graph import Ends, bind
+from unified_backend.toolchains.workers.tensorflow_sources import Frozen, first_line
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["LARGE", "Exported", "export", "options_of"]
+
+LARGE = 2**31 - 2**27  # bytes of weights from which one protobuf message would not hold the model
+
+# Parameters of tf2onnx that the worker itself sets, or whose values cannot be written as JSON.
+_OWN = {
+    *("const_node_values", "continue_on_error", "custom_op_handlers", "custom_rewriter", "frozen_graph", "graph_def"),
+    *(
+        "initialized_tables",
+        "input_names",
+        "is_subgraph",
+        "kwargs",
+        "name",
+        "opset",
+        "optimizers",
+        "output_frozen_graph",
+    ),
+    *("output_names", "output_path", "tensors_to_rename", "tf_graph", "tfjs_path", "tflite_path", "verbose"),
+}
+_LISTS = ("target", "inputs_as_nchw", "outputs_as_nchw", "ignore_default", "use_default")
+_NAMED = ("inputs_as_nchw", "outputs_as_nchw")
+_DATA = "model.onnx.data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What became of an export: the file it wrote, or why there is none."""
+
+    model: str | None
+    failure: str = ""
+    repairs: Sequence[str] = ()
+
+
+def options_of(job: Mapping[str, Any]) -> dict[str, Any]:
+    """tf2onnx's own options by their own names, as its functions take them.
+
+    Lists may be written as tf2onnx's command line takes them, with commas.
+
+    Raises:
+        ConfigError: the installed version has no such option, or no such target.
+    """
+    from onnx import helper
+    from tf2onnx import constants, convert
+    from tf2onnx.tfonnx import process_tf_graph
+
+    functions = (convert._convert_common, convert.from_graph_def, process_tf_graph)
+    there = {name for function in functions for name in inspect.signature(function).parameters} - _OWN
+    options = {name.replace("-", "_"): value for name, value in job.get("converter", {}).items()}
+    if wrong := sorted(set(options) - there):
+        raise ConfigError(
+            f'parameter "converter" has the option {wrong[0]}',
+            "the converter of TensorFlow models has none of that name",
+            f"tf2onnx takes {', '.join(sorted(there))}",
+        )
+    for name in _LISTS:
+        if isinstance(options.get(name), str):
+            options[name] = options[name].split(",")
+    if wrong := sorted(set(options.get("target") or ()) - set(constants.POSSIBLE_TARGETS)):
+        raise ConfigError(
+            f'parameter "converter" has the target {wrong[0]}',
+            "tf2onnx has none of that name",
+            f"It takes {', '.join(constants.POSSIBLE_TARGETS)}",
+        )
+    if "extra_opset" in options:
+        rows = options["extra_opset"].split(",") if isinstance(options["extra_opset"], str) else options["extra_opset"]
+        pairs = [row.rpartition(":") for row in rows]
+        options["extra_opset"] = [helper.make_opsetid(domain, int(version)) for domain, _, version in pairs]
+    if isinstance(options.get("custom_ops"), str):
+        pairs = [row.partition(":") for row in options["custom_ops"].split(",")]
+        own = constants.TENSORFLOW_OPSET.domain
+        options["custom_ops"] = {operator: domain or own for operator, _, domain in pairs}
+    return options
+
+
+def export(
+    frozen: Frozen,
+    signature: Signature,
+    ranks: Mapping[str, int],
+    options: Mapping[str, Any],
+    opset: int,
+    folder: Path,
+    tell: Any,
+) -> Exported:
+    """Write `model.onnx` into the folder, with the public names, if the source can be written as ONNX.
+
+    Args:
+        signature: public names, types and shapes.
+        ranks: of the outputs, as seen in a run.
+        options: of `options_of`.
+    """
+    ends = bind(frozen, signature)
+    said = _Said()
+    logging.getLogger("tf2onnx").addHandler(said)
+    try:
+        model, data = _converted(frozen, ends, signature, options, opset)
+    except Exception as error:  # noqa: BLE001 - a converter raises whatever its own code trips over
+        return Exported(None, f"tf2onnx: {type(error).__name__}: {first_line(error)}")
+    tell("repairing")
+    repairs = repair(model)
+    domains = {entry.domain for entry in options.get("extra_opset") or ()}
+    domains |= set((options.get("custom_ops") or {}).values())
+    if unknown := unknown_operators(model, domains):
+        names = ", ".join(f"{operator} ({count})" for operator, count in sorted(unknown.items()))
+        reason = f"; tf2onnx: {said.lines[0]}" if said.lines else ""
+        return Exported(None, f"{names}: tf2onnx writes no ONNX operator for it{reason}", repairs)
+    publish(
+        model,
+        {ends.inputs[spec.name]: spec for spec in signature.inputs},
+        {ends.outputs[spec.name]: spec for spec in signature.outputs},
+        ranks,
+    )
+    try:
+        _save(model, data, folder)
+    except Exception as error:  # noqa: BLE001 - onnx's checker raises several types, none of which says more
+        (folder / "model.onnx").unlink(missing_ok=True)
+        reason = f"; tf2onnx: {said.lines[0]}" if said.lines else ""
+        return Exported(None, f"what tf2onnx wrote is no valid ONNX: {first_line(error)}{reason}", repairs)
+    return Exported("model.onnx", repairs=repairs)
+
+
+def _converted(
+    frozen: Frozen, ends: Ends, signature: Signature, options: Mapping[str, Any], opset: int
+) -> tuple[onnx.ModelProto, Mapping[str, bytes]]:
+    import tensorflow as tf
+    from tf2onnx.convert import _convert_common
+
+    inner = {**ends.inputs, **ends.outputs}
+    named: dict[str, Any] = {
+        name: [inner.get(each, each) for each in options[name]] for name in _NAMED if options.get(name)
+    }
+    if options.get("shape_override"):
+        named["shape_override"] = {inner.get(name, name): shape for name, shape in options["shape_override"].items()}
+    with tf.device("/cpu:0"):
+        model, storage = _convert_common(
+            ends.graph,
+            **{
+                **options,
+                **named,
+                "name": "the source",
+                "continue_on_error": True,  # else it stops at the first operator; all are wanted in the message
+                "opset": opset,
+                "input_names": None if frozen.lite else list(ends.inputs.values()),
+                "output_names": None if frozen.lite else list(ends.outputs.values()),
+                "initialized_tables": dict(frozen.tables),
+                "tflite_path": None if frozen.lite is None else str(frozen.lite),
+            },
+        )
+    return model, storage.name_to_tensor_data if storage else {}
+
+
+def _save(model: onnx.ModelProto, data: Mapping[str, bytes], folder: Path) -> None:
+    """Write the model, its large tensors into one file beside it if it was exported so, and have it checked."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    path = folder / "model.onnx"
+    if data:
+        with (folder / _DATA).open("wb") as file:
+            for tensor in _external(model, data):
+                values = data[tensor.external_data[0].value]
+                offset = file.tell()
+                file.write(values)
+                tensor.raw_data = b""
+                set_external_data(tensor, _DATA, offset=offset, length=len(values))
+                tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(path))
+
+
+def _external(model: onnx.ModelProto, data: Mapping[str, bytes]) -> list[onnx.TensorProto]:
+    from onnx.external_data_helper import _get_all_tensors
+
+    found = [tensor for tensor in _get_all_tensors(model) if tensor.external_data]
+    return [tensor for tensor in found if tensor.external_data[0].value in data]
+
+
+class _Said(logging.Handler):
+    """Keeps what tf2onnx logs as an error: with `continue_on_error` it raises none."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(" ".join(record.getMessage().split())[:300])

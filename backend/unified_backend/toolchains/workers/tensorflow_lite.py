@@ -1,0 +1,72 @@
+"""TensorFlow Lite files: run by LiteRT, and made ready for tf2onnx, which reads one graph without sparse tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_backend.tensors import Array, TensorSpec
+from unified_backend.toolchains.workers.tensorflow_lite_file import prepared
+from unified_backend.toolchains.workers.tensorflow_sources import Frozen, Opened, triton_dtype
+
+__all__ = ["open_lite"]
+
+
+def open_lite(job: Mapping[str, Any], folder: Path) -> Opened:
+    """The file, or one of its signatures, in LiteRT's interpreter.
+
+    An input whose first dimension is open in the job is resized to what it is fed.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    path = Path(job["path"])
+    file = prepared(path, job.get("signature"), folder)
+    # The file as it is, unless the signature's graph is not its first: then the prepared one.
+    interpreter = Interpreter(model_path=str(file.path if file.moved else path), num_threads=2)
+    inner = {public: file.names.get(name, name) if file.moved else name for public, name in job["inner"].items()}
+    inputs = _details(interpreter.get_input_details(), [row["name"] for row in job["inputs"]], inner)
+    outputs = _details(interpreter.get_output_details(), job["outputs"], inner)
+
+    shapes = {name: tuple(row["shape"]) for name, row in inputs.items()}
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        for name, row in inputs.items():
+            if shapes[name] != feeds[name].shape:
+                interpreter.resize_tensor_input(row["index"], feeds[name].shape)
+                shapes[name] = feeds[name].shape
+        interpreter.allocate_tensors()
+        for name, row in inputs.items():
+            interpreter.set_tensor(row["index"], feeds[name])
+        interpreter.invoke()
+        return {name: np.asarray(interpreter.get_tensor(row["index"])) for name, row in outputs.items()}
+
+    def freeze(_large: bool) -> Frozen:
+        names = {public: file.names[name] for public, name in job["inner"].items()}
+        return Frozen(
+            None,
+            {row["name"]: names[row["name"]] for row in job["inputs"]},
+            {name: names[name] for name in job["outputs"]},
+            lite=file.path,
+        )
+
+    return Opened(_specs(inputs), _specs(outputs), run, freeze, path.stat().st_size, notes=file.notes)
+
+
+def _details(rows: list[Any], names: list[str], inner: Mapping[str, str]) -> dict[str, Any]:
+    """Public name -> what the interpreter says of the tensor."""
+    by_name = {row["name"]: row for row in rows}
+    return {name: by_name[inner[name]] for name in names}
+
+
+def _specs(side: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name,
+            triton_dtype(name, np.dtype(row["dtype"])) if row["dtype"] is not np.bytes_ else "STRING",
+            tuple(None if size < 0 else int(size) for size in row["shape_signature"]),
+        )
+        for name, row in side.items()
+    )
