@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
+from unified_backend.batching import Verdict, prove_batching
 from unified_backend.cache import Key
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.engines.apart import build_apart
+from unified_backend.engines.litert import LiteRt
 from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
@@ -42,7 +45,8 @@ __all__ = ["ENGINES", "Direct", "Reference", "canonical_of_onnx"]
 
 logger = logging.getLogger(__name__)
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(), OpenVino())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(), OpenVino(), LiteRt())}
+_OWN = {"tflite": "litert"}  # format -> the engine that is the format's own: what it answers is right by definition
 _ITSELF = "itself alone: no other engine takes the file"
 
 
@@ -127,7 +131,8 @@ class Direct:
         failures: list[tuple[str, UnifiedError]] = []
         for engine in usable:
             try:
-                return self._form(engine, lookup, reference, required=False)
+                tried = [f"not served by {name}: {error.what}: {error.why}" for name, error in failures]
+                return self._form(engine, lookup, reference, required=False, tried=tried)
             except SourceChangedError:
                 raise
             except (EngineError, SourceError, VerificationError) as error:
@@ -154,13 +159,13 @@ class Direct:
             return f"{self.source.format} is recognised, and none of {', '.join(ENGINES)} takes it as it is"
         return "; ".join(reasons) or f'parameter "engine" is "{self.settings.engine}", and {", ".join(takers)} takes it'
 
-    def _form(self, engine: Engine, lookup: Lookup, reference: Reference, required: bool) -> Canonical:
+    def _form(
+        self, engine: Engine, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str] = ()
+    ) -> Canonical:
         key = self.key(engine)
-        given = Signature(self.description.inputs, self.description.outputs)
 
         def make(folder: Path) -> dict[str, Any]:
-            facts = build_apart(engine, self._canonical(engine, key.digest, given), self.settings, folder)
-            runner = reference.runner(self._canonical(engine, key.digest, given, built=Built(folder, facts)))
+            facts, runner = self._built(engine, folder)
             samples, judge = self._answers(engine)
             rows = self._verified(runner, samples, engine, judge)
             logger.info(
@@ -174,7 +179,11 @@ class Direct:
             return {
                 "built": facts,
                 "signature": runner.signature.to_json(),
-                "notes": [*self.description.notes, f"{engine.name} takes the file as it is; compared with {judge}"],
+                "notes": [
+                    *self.description.notes,
+                    *tried,
+                    f"{engine.name} takes the file as it is; compared with {judge}",
+                ],
                 "reference": judge,
                 "verified": [row.to_json() for row in rows],
             }
@@ -183,6 +192,29 @@ class Direct:
         signature = Signature.from_json(entry.facts["signature"])
         built = Built(entry.path, entry.facts["built"])
         return self._canonical(engine, key.digest, signature, tuple(entry.facts["notes"]), built)
+
+    def _built(self, engine: Engine, folder: Path) -> tuple[Mapping[str, Any], Runner]:
+        """The engine, built and loaded; with an open batch dimension where the file fixes it at 1 and a run proves it.
+
+        TensorFlow Lite's converter fixes it, whatever the model was.
+        """
+        given = Signature(self.description.inputs, self.description.outputs)
+        if self.source.format == "tflite" and (opened := _with_open_batch(given)):
+            try:
+                facts, runner = self._tried(engine, opened, folder)
+                if prove_batching(runner, self.fixed).verdict is Verdict.PROVEN:
+                    return facts, runner
+                runner.close()
+            except EngineError as error:
+                logger.info('batch stays 1 model=%s engine=%s reason="%s"', self.source.label, engine.name, error.why)
+            for path in folder.iterdir():
+                path.unlink()
+        return self._tried(engine, given, folder)
+
+    def _tried(self, engine: Engine, signature: Signature, folder: Path) -> tuple[Mapping[str, Any], Runner]:
+        form = self._canonical(engine, "", signature)
+        facts = build_apart(engine, form, self.settings, folder)
+        return facts, engine.load(form, Built(folder, facts), self.settings, Threads(hosts.cores()))
 
     def _canonical(
         self,
@@ -207,6 +239,8 @@ class Direct:
 
     def _answers(self, engine: Engine) -> tuple[list[Sample], str]:
         """What another engine that takes the file answers to seeded inputs, and its name."""
+        if engine.name == _OWN.get(self.source.format):
+            return [], "nothing: it is the format's own interpreter"
         for other in ENGINES.values():
             if other is engine or self.source.format not in other.accepts or other.unusable():
                 continue
@@ -232,3 +266,16 @@ class Direct:
             logger.warning("%s Served all the same, because verify is warn.", named)
             return []
         return rows
+
+
+def _with_open_batch(signature: Signature) -> Signature | None:
+    """The signature with an open first dimension, if each input and output has a fixed one of 1."""
+    if not signature.inputs or not all(
+        spec.shape and spec.shape[0] == 1 for spec in (*signature.inputs, *signature.outputs)
+    ):
+        return None
+    inputs, outputs = (
+        tuple(dataclasses.replace(spec, shape=(None, *(spec.shape or ())[1:])) for spec in side)
+        for side in (signature.inputs, signature.outputs)
+    )
+    return Signature(inputs, outputs)

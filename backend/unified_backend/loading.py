@@ -14,7 +14,6 @@ from unified_backend.batching import Batching, prove_batching
 from unified_backend.cache import Cache, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
-from unified_backend.engines.apart import build_apart
 from unified_backend.errors import (
     CacheFullError,
     ConfigError,
@@ -132,7 +131,8 @@ def load(described: Described, cache: Cache) -> Loaded:
     fixed = fixed_dims(described.config, canonical.signature)
     threads = _threads(settings, described.config)
     for name, engine in ENGINES.items():
-        if settings.engine not in ("auto", name) or canonical.format not in engine.accepts:
+        # A source that is not ONNX has come down the ladder already, to the engine that it was judged by.
+        if settings.engine not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
             continue
         if reason := engine.unusable():
             failures.append(f"{name}: {reason}")
@@ -175,10 +175,7 @@ def _build(
     Raises:
         VerificationError: it computes something else.
     """
-    if canonical.format == "onnx":
-        facts: Mapping[str, Any] = engine.build(canonical, settings, folder)
-    else:
-        facts = build_apart(engine, canonical, settings, folder)
+    facts = engine.build(canonical, settings, folder)
     if engine.name == canonical.judged_by:
         return facts
     samples = samples_of(reference.runner(canonical), fixed)

@@ -87,7 +87,6 @@ CONTENTS = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "git lfs pull"),
     "pickle": (pickle.dumps({"a": 1}, protocol=4), "pickle"),
     "gzip": (gzip.compress(b"x"), "gzip"),
-    "tflite": (b"\x1c\x00\x00\x00TFL3" + bytes(100), "TensorFlow Lite"),
     "text": (b"hello world, this is a readme\n", "text"),
 }
 

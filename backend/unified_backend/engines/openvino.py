@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ __all__ = ["OpenVino", "OpenVinoRunner"]
 
 _RECIPE = 1  # raised when the same key fields would give other files
 _MODEL = "model.xml"
+# A checkpoint's files are found by the name of its graph, which stays.
+_FILE_NAMES = {"onnx": "model.onnx", "savedmodel": "saved_model.pb", "graphdef": "model.pb", "tflite": "model.tflite"}
 # openvino.Type.to_string() -> Triton's name. bfloat16 and strings are left out: its Python interface has no arrays of
 # the first, and needs an extension for most operators on the second.
 _TYPES = {
@@ -152,13 +156,28 @@ def _read(canonical: Canonical, settings: Settings) -> openvino.Model:
     Raises:
         EngineError: OpenVINO does not take the file, or it has no tensor of such a name.
     """
-    path = canonical.path.parent if canonical.format == "savedmodel" else canonical.path
     try:
-        model = _core().read_model(path)
+        with _named(canonical) as path:
+            model = _core().read_model(path)
         _feed(model, canonical)
         return _with_signature(model, canonical, {new: old for old, new in settings.names})
     except RuntimeError as error:
         raise _refused(canonical, error) from None
+
+
+@contextmanager
+def _named(canonical: Canonical) -> Iterator[Path]:
+    """The source under a name that OpenVINO, which goes by names, takes for what it is."""
+    wanted = _FILE_NAMES.get(canonical.format, canonical.path.name)
+    if canonical.path.name == wanted:
+        yield canonical.path.parent if canonical.format == "savedmodel" else canonical.path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for beside in canonical.path.parent.iterdir():
+            if beside.name != wanted:
+                (Path(folder) / beside.name).symlink_to(beside.absolute())
+        (Path(folder) / wanted).symlink_to(canonical.path.absolute())
+        yield Path(folder) if canonical.format == "savedmodel" else Path(folder) / wanted
 
 
 def _feed(model: openvino.Model, canonical: Canonical) -> None:

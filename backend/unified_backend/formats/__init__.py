@@ -16,6 +16,7 @@ from unified_backend.formats.description import Description
 from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.savedmodel import SavedModel
+from unified_backend.formats.tflite import TfLite
 from unified_backend.settings import Settings
 
 __all__ = ["FORMATS", "Format", "Source", "find_source"]
@@ -52,7 +53,7 @@ class Format(Protocol):
         ...
 
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint())}
+FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint(), TfLite())}
 
 _DEPTH = 3  # levels below the version folder that are searched: `1/model.onnx/model.onnx` is the second
 _LISTED = 8  # files that a message names before it only counts

@@ -12,7 +12,6 @@ _SIGNATURES = (
     (0, b"/annex/objects/", "a git-annex pointer: run `git annex get`"),
     (0, b"\x89HDF\r\n\x1a\n", "HDF5, a Keras model perhaps"),
     (0, b"PK\x03\x04", "a zip archive: TorchScript, .pt2 or .keras perhaps"),
-    (4, b"TFL3", "a TensorFlow Lite model"),
     (0, b"ftrt", "a TensorRT plan"),
     (0, b"\x1f\x8b", "gzip: unpack it"),
     (0, b"\x28\xb5\x2f\xfd", "zstd: unpack it"),
