@@ -94,6 +94,7 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
             entries.append(Explained(f"engine {name}", None, "unknown", reason))
         else:
             entries.append(lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings)))
+            break  # the rungs below it are built only where it fails
     return Explanation(source, entries)
 
 

@@ -113,6 +113,11 @@ def direct(source: Source, settings: Settings, config: Mapping[str, Any], snapsh
         SourceError: it cannot be read, or does not say what goes in and what comes out.
         ConfigError: a parameter names what the model has not got.
     """
+    for name in ("opset", "converter"):
+        if getattr(settings, name):
+            logger.warning(
+                'parameter without effect model=%s parameter="%s" why="nothing is converted"', source.label, name
+            )
     description = FORMATS[source.format].describe(source.path, settings, source.label)
     fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
     return Direct(source, description, settings, fixed, tuple(snapshot.digests))

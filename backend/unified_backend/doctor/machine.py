@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -165,6 +166,8 @@ def _gpu_name(cuda: ctypes.CDLL, index: int) -> str:
 
 def _describe(engine: str) -> str | None:
     """Version and capabilities of an engine's library, where there is more to say than that it is there."""
+    if package := {"openvino": "openvino", "litert": "ai-edge-litert"}.get(engine):
+        return importlib.metadata.version(package)
     if engine != "onnxruntime":
         return None
     import onnxruntime
