@@ -118,7 +118,13 @@ def direct(source: Source, settings: Settings, config: Mapping[str, Any], snapsh
             logger.warning(
                 'parameter without effect model=%s parameter="%s" why="nothing is converted"', source.label, name
             )
-    description = FORMATS[source.format].describe(source.path, settings, source.label)
+    try:
+        description = FORMATS[source.format].describe(source.path, settings, source.label)
+    except SourceError as error:
+        if error.what.startswith(f"{source.label}: "):
+            raise
+        # What reads a file knows the file's name only.
+        raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
     fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
     return Direct(source, description, settings, fixed, tuple(snapshot.digests))
 

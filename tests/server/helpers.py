@@ -80,6 +80,15 @@ class Triton:
         content = {f"file:{path}": data for path, data in (files or {}).items()}
         self.client.load_model(name, config=override, files=content or None)
 
+    def refusal_of(self, name: str) -> str:
+        """Load a model by a client of its own, from any thread; the server's reason if it does not load, else ""."""
+        with httpclient.InferenceServerClient(self.url, network_timeout=300.0, connection_timeout=30.0) as client:
+            try:
+                client.load_model(name)
+            except InferenceServerException as error:
+                return str(error)
+        return ""
+
     def config(self, name: str) -> dict[str, Any]:
         """The completed config of a model that is loaded."""
         config: dict[str, Any] = self.client.get_model_config(name)

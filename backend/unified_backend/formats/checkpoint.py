@@ -24,7 +24,7 @@ _MOST_STATE = 2**20  # bytes
 
 
 class Checkpoint:
-    """The checkpoint format: a MetaGraphDef, whose name without `.meta` is the prefix of the others (it may be empty)."""
+    """The checkpoint format: a MetaGraphDef; its name without `.meta` is the prefix of the others, and may be empty."""
 
     name = "checkpoint"
 
