@@ -20,12 +20,14 @@ _CAST_LIKE = 15  # opset since which a constant can take the type of another ten
 
 
 def repair(model: onnx.ModelProto) -> list[str]:
-    """Replace operators that are none of ONNX by ones that are.
+    """Replace operators that are none of ONNX by ones that are, and withdraw shapes that were guessed wrong.
 
     Returns:
         what was done, one phrase each.
     """
     done = []
+    if count := sum(_undeclare_scalars(graph) for graph in graphs_of(model.graph)):
+        done.append(f"shapes of values that loops carry left to inference ({count})")
     for operator, expand in _EXPANSIONS.items():
         count = sum(_replace(graph, operator, expand, model) for graph in graphs_of(model.graph))
         if count:
@@ -54,6 +56,30 @@ def unknown_operators(model: onnx.ModelProto, domains: Collection[str] = ()) -> 
             if not defs.has(node.op_type, versions.get(domain, 0), domain):
                 counts[f"{domain}.{node.op_type}" if domain else node.op_type] += 1
     return dict(counts)
+
+
+def _undeclare_scalars(graph: onnx.GraphProto) -> int:
+    """TensorFlow Lite writes the shape [] for scalars and for shapes it does not know; tf2onnx takes both as scalars.
+
+    In the body of a loop that contradicts what the loop is given, and ONNX Runtime refuses the model. Without it, the
+    shape is that of the value that goes in.
+    """
+    count = 0
+    for node in graph.node:
+        if node.op_type != "Loop":
+            continue
+        given = {name for name in node.input[2:] if _rank(graph, name) != 0}
+        body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+        for name, value in zip(node.input[2:], body.input[2:], strict=False):
+            if name in given and value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim:
+                value.type.tensor_type.ClearField("shape")
+                count += 1
+    return count
+
+
+def _rank(graph: onnx.GraphProto, name: str) -> int | None:
+    """The rank of a constant of the graph."""
+    return next((len(tensor.dims) for tensor in graph.initializer if tensor.name == name), None)
 
 
 class _Nodes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified_backend.tensors import Signature
+from unified_backend.toolchains.workers.tensorflow_branches import without_dead_branches
 from unified_backend.toolchains.workers.tensorflow_sources import TENSORFLOW_TYPES, Frozen
 
 __all__ = ["Ends", "bind"]
@@ -34,6 +35,11 @@ def bind(frozen: Frozen, signature: Signature) -> Ends:
     from tf2onnx.tf_loader import tf_optimize
 
     graph = frozen.graph
+    for node in graph.node:
+        if node.op == "PlaceholderWithDefault":  # what it is when it is not fed; tf2onnx makes an input of it
+            node.op = "Identity"
+            node.attr["T"].type = node.attr["dtype"].type
+            del node.attr["dtype"], node.attr["shape"]
     prefix = "unified"
     while any(node.name.startswith(prefix) for node in graph.node):
         prefix += "_"
@@ -68,7 +74,10 @@ def bind(frozen: Frozen, signature: Signature) -> Ends:
     graph.node.extend(made)
     inputs = {spec.name: f"{prefix}_input_{number}:0" for number, spec in enumerate(signature.inputs)}
     if frozen.optimise:
-        graph = tf_optimize(list(inputs.values()), list(outputs.values()), graph)
+        without_dead_branches(graph)
+        with tf.Graph().as_default():
+            tf.import_graph_def(graph, name="")
+            graph = tf_optimize(list(inputs.values()), list(outputs.values()), graph)
     return Ends(graph, inputs, outputs)
 
 
