@@ -12,6 +12,7 @@ from unified_backend.cli import cache
 from unified_backend.cli.build import build
 from unified_backend.cli.check import check
 from unified_backend.cli.doctor import doctor
+from unified_backend.cli.inspect import inspect
 from unified_backend.cli.install import install, uninstall
 from unified_backend.cli.serve import ServeCommand, serve
 from unified_backend.errors import UnifiedError
@@ -30,6 +31,7 @@ app.command(cls=ServeCommand)(serve)
 app.command()(install)
 app.command()(uninstall)
 app.command()(check)
+app.command()(inspect)
 app.command()(doctor)
 app.command()(build)
 app.add_typer(cache.app, name="cache")

