@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from unified_backend.conversion.interface import graphs_of
+
 if TYPE_CHECKING:
     import onnx
 
@@ -55,6 +57,10 @@ def free_batch(model: onnx.ModelProto) -> onnx.ModelProto | None:
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+    used = {name for each in graphs_of(graph) for node in each.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = _BATCH

@@ -55,13 +55,16 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
 
     options = options_of(job)
     tell("loading")
+    shapes = options.get("shape_override") or {}
+    job = {**job, "inputs": [{**row, "shape": shapes.get(row["name"], row["shape"])} for row in job["inputs"]]}
     opened = _OPENERS[job["format"]](job, folder)
     tell("running")
     found, notes = answers(job, opened)
     signature = signature_of(job, opened)
     ranks = {name: array.ndim for name, array in found[0].outputs.items()}
     tell("converting")
-    large = options.pop("large_model", False) or opened.weights > LARGE
+    # A TensorFlow Lite file is a message of less than 2 GB itself.
+    large = (options.pop("large_model", False) or opened.weights > LARGE) and job["format"] != "tflite"
     try:
         frozen = opened.freeze(large)
     except Exception as error:  # noqa: BLE001 - TensorFlow raises whatever its own code trips over
