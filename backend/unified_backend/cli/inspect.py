@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from unified_backend import loading
+from unified_backend.cache import FileMemo
+from unified_backend.cli.cache.shared import amount, one_line
 from unified_backend.errors import Refused, SourceError
 from unified_backend.formats import FORMATS, find_source
 from unified_backend.settings import Settings
@@ -52,8 +55,8 @@ def inspect(
 
 def _result(path: Path, settings: Settings) -> dict[str, Any]:
     folder, chosen = (path, None) if path.is_dir() else (path.parent, path.name)
-    with loading.open_cache() as cache:
-        found = find_source(path.name, folder, cache.store.memo, chosen)
+    with tempfile.TemporaryDirectory(prefix="triton-unified-") as notes:  # no cache is needed, or touched
+        found = find_source(path.name, folder, FileMemo(Path(notes)), chosen)
     described = FORMATS[found.format].describe(found.path, settings, path.name)
     return {
         "format": found.format,
@@ -71,23 +74,22 @@ def _row(spec: TensorSpec, inner: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _print(result: Mapping[str, Any]) -> None:
+    """All of it for a person: what is in the file is somebody else's, so nothing of it goes to a terminal unchecked."""
     console = Console(highlight=False)
     typer.echo(f"format: {result['format']}")
-    typer.echo(f"files: {', '.join(f'{name} ({size} bytes)' for name, size in result['files'].items())}")
+    for name, size in result["files"].items():
+        typer.echo(one_line(f"file: {name} ({amount(size)})"))
+    rows = [(side[:-1], *_cells(row)) for side in ("inputs", "outputs") for row in result[side]]
     if console.is_terminal:
-        table = Table("", "name", "type", "shape", "tensor in the file", box=None, pad_edge=False)
-        for side in ("inputs", "outputs"):
-            for row in result[side]:
-                table.add_row(side[:-1], *_cells(row))
+        table = Table("", "name", "type", "shape", "tensor in the file", box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*(Text(one_line(cell), overflow="fold") for cell in row))
         console.print(table)
     else:
-        for side in ("inputs", "outputs"):
-            for row in result[side]:
-                typer.echo("  ".join((f"{side[:-1]}:", *_cells(row))))
-    for note in result["notes"]:
-        typer.echo(f"note: {note}")
-    for line in _lines(result["facts"]):
-        typer.echo(line)
+        for side, *cells in rows:
+            typer.echo(one_line("  ".join((f"{side}:", *cells))))
+    for line in (*(f"note: {note}" for note in result["notes"]), *_lines(result["facts"])):
+        typer.echo(one_line(line))
 
 
 def _cells(row: Mapping[str, Any]) -> Sequence[str]:
@@ -105,6 +107,11 @@ def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
             for number, part in enumerate(each):
                 lines += [f"{indent}{name} {number}:", *_lines(part, f"{indent}  ")]
         else:
-            text = ", ".join(map(str, each)) if isinstance(each, list) else ("none" if each in (None, {}, "") else each)
-            lines.append(f"{indent}{name}: {text}")
+            lines.append(f"{indent}{name}: {_text(name, each)}")
     return lines
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, list) and name != "shape":
+        value = ", ".join(map(str, value))
+    return "none" if value in (None, {}, "") else str(value)

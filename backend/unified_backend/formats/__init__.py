@@ -14,6 +14,8 @@ from unified_backend.formats.appearance import appearance
 from unified_backend.formats.checkpoint import META, Checkpoint, newest
 from unified_backend.formats.description import Description
 from unified_backend.formats.graphdef import GraphDef
+from unified_backend.formats.keras_archive import KerasArchive
+from unified_backend.formats.keras_hdf5 import KerasHdf5
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.tflite import TfLite
@@ -53,7 +55,9 @@ class Format(Protocol):
         ...
 
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint(), TfLite())}
+FORMATS: dict[str, Format] = {
+    form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite())
+}
 
 _DEPTH = 3  # levels below the version folder that are searched: `1/model.onnx/model.onnx` is the second
 _LISTED = 8  # files that a message names before it only counts
@@ -93,6 +97,8 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
             f"{label}: no version folder", f"{folder} is not a folder", "Make it and put the model file inside"
         )
     start = folder / _file_name(chosen or "")
+    if chosen and not start.exists():
+        start = start.with_name(start.name + META)  # a checkpoint is called by its prefix
     if not start.exists() or ".." in Path(chosen or "").parts:
         there = ", ".join(path.relative_to(folder).as_posix() for path in _regular_files(folder)[:_LISTED])
         raise SourceError(
@@ -155,10 +161,11 @@ def _companion(folder: Path, path: Path, name: str) -> Path:
             f'"{name}" is not in the folder beside it',
             "Copy it there",
         )
-    if companion.is_symlink() and not companion.resolve().is_relative_to(folder.resolve()):
+    # The model's own folder may be a link that the user made; what is in it stays in it.
+    if not any(companion.resolve().is_relative_to(place.resolve()) for place in (folder, path.parent)):
         raise SourceError(
             f"{path.name} has a file that leads out of the version folder",
-            f'"{name}" is a symbolic link to {companion.resolve()}',
+            f'"{name}" is, or lies in, a symbolic link to {companion.resolve()}',
             "Copy the file there",
         )
     return companion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 __all__ = ["appearance"]
@@ -10,8 +11,8 @@ __all__ = ["appearance"]
 _SIGNATURES = (
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
     (0, b"/annex/objects/", "a git-annex pointer: run `git annex get`"),
-    (0, b"\x89HDF\r\n\x1a\n", "HDF5, a Keras model perhaps"),
-    (0, b"PK\x03\x04", "a zip archive: TorchScript, .pt2 or .keras perhaps"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5 without a Keras model's layers, weights alone perhaps: save with model.save(...)"),
+    (0, b"PK\x03\x04", "a zip archive, but no .keras file: TorchScript or .pt2 perhaps"),
     (0, b"ftrt", "a TensorRT plan"),
     (0, b"\x1f\x8b", "gzip: unpack it"),
     (0, b"\x28\xb5\x2f\xfd", "zstd: unpack it"),
@@ -20,6 +21,9 @@ _SIGNATURES = (
     (0, b"\x80\x04", "a Python pickle, which is never loaded"),
     (0, b"\x93NUMPY", "a NumPy array"),
 )
+_SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # of the table that TensorFlow keeps a checkpoint's index in
+_CHECKPOINT = "of a TensorFlow checkpoint; its graph, the .meta file of the same name, is missing or no graph"
 
 
 def appearance(path: Path) -> str:
@@ -27,6 +31,8 @@ def appearance(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(512)
+            file.seek(max(0, path.stat().st_size - len(_TABLE_END)))
+            tail = file.read()
     except OSError as error:
         return f"unreadable: {error.strerror}"
     if not head:
@@ -34,6 +40,10 @@ def appearance(path: Path) -> str:
     for offset, signature, words in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return words
+    if tail == _TABLE_END:
+        return f"the index {_CHECKPOINT}"
+    if _SHARD.search(path.name):
+        return f"weights {_CHECKPOINT}"
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page: the download failed perhaps"

@@ -34,6 +34,8 @@ _NO_CONSUMER = re.compile(r"^(Print.*|.*Summary.*)$")
 _TRAINS = re.compile(r"^(Resource|Sparse|ResourceSparse)?Apply[A-Z]")
 _VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp"})
 _MOST_PLACEHOLDERS = 1000
+_MOMENTS = re.compile(r"(^|/)moments(_\d+)?/")  # a batch's own mean and variance, which batch normalisation trains on
+_LOOP_END = frozenset({"Exit", "RefExit"})  # of a loop's counter too, which nobody asked for
 _LISTED = 8
 
 
@@ -134,10 +136,11 @@ def _guessed(graph: Graph, inputs: Sequence[Tensor], label: str) -> list[Tensor]
     depends = _depends(graph, inputs)
     ends = [name for name in depends if _is_end(graph, name)]
     free = [name for name in ends if not graph.controlled.get(name)] or ends
+    free = [name for name in free if graph.nodes[name].op not in _LOOP_END] or free
     if any(_TRAINS.match(node.op) for node in graph.nodes.values()):
         needs = {depends[name] for name in free}
         fewest = [a for a in free if not any(b != depends[a] and depends[a] & b == b for b in needs)]
-        free = [name for name in fewest if not _LOSS.search(name)]
+        free = [name for name in fewest if not (_LOSS.search(name) or _MOMENTS.search(name))]
         if not free:
             raise SourceError(
                 f"{label}: the graph trains, and its outputs cannot be told from its losses",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unified_backend.errors import SourceError
 from unified_backend.formats.description import Description
+from unified_backend.formats.wire import fields, mapped
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec, data_type
 
@@ -50,8 +50,8 @@ class Onnx:
         if path.stat().st_size < 8:
             return False
         seen: set[int] = set()
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for field, wire_type, end in _fields(data):
+        with mapped(path) as data:
+            for field, wire_type, _, end in fields(data):
                 if _MODEL_FIELDS.get(field) != wire_type:
                     return False
                 seen.add(field)
@@ -150,32 +150,3 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
             size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim
         )
     return TensorSpec(value.name, row.triton if row else "STRING", shape)
-
-
-def _fields(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
-    """Number, wire type and end of each top-level field; a tag that protobuf does not have ends it with field 0."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        field, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            _, position = _varint(data, position)
-        elif wire_type == 2:
-            length, position = _varint(data, position)
-            position += length
-        else:
-            yield 0, wire_type, position
-            return
-        yield field, wire_type, position
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    """A base-128 varint and the position after it; past the end of the data it reads zeros."""
-    value = shift = 0
-    while True:
-        byte = data[position] if position < len(data) else 0
-        value |= (byte & 0x7F) << shift
-        position += 1
-        shift += 7
-        if byte < 0x80 or shift > 63:
-            return value, position

@@ -137,10 +137,17 @@ def read_message(path: Path, name: str, text: bool, kind: str) -> Any:
         ) from None
 
 
-@functools.cache
 def message_class(name: str) -> Any:
-    """The class of one of the messages; they are made when first asked for, in a pool of their own."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    """The class of one of the messages."""
+    from google.protobuf import message_factory
+
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"tensorflow.{name}"))
+
+
+@functools.cache
+def _pool() -> Any:
+    """The messages' descriptors, made when first asked for: a pool of their own clashes with no TensorFlow's."""
+    from google.protobuf import descriptor_pb2, descriptor_pool
 
     file = descriptor_pb2.FileDescriptorProto(
         name="unified_backend/tensorflow.proto", package="tensorflow", syntax="proto3"
@@ -155,7 +162,7 @@ def message_class(name: str) -> Any:
         _add_message(file, title, rows)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}"))
+    return pool
 
 
 def _add_message(file: Any, title: str, rows: str) -> None:

@@ -1,226 +1,250 @@
-"""TensorFlow Lite: one flatbuffer, read with its public schema and without its interpreter."""
+"""TensorFlow Lite files: one flatbuffer with graphs, weights and, in newer ones, signatures."""
 
 from __future__ import annotations
 
 import struct
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
 from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.tflite_graph import Weights, operator_names, weights_of
+from unified_backend.formats.wire import Bytes, mapped
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
 __all__ = ["TfLite"]
 
-_IDENTIFIER = b"TFL3"  # bytes 4 to 8: file_identifier of schema.fbs
-_SMALLEST = 16  # bytes that a root table and its vtable take
-# TensorType of schema.fbs -> Triton's name; the others (complex, resource, variant, 4 bits) it has not got.
+_MAGIC, _LEAST = b"TFL3", 16
+# TensorType in the schema, by number; complex ones, INT4 and handles are none that Triton has.
 _TRITON = {
     **{0: "FP32", 1: "FP16", 2: "INT32", 3: "UINT8", 4: "INT64", 5: "STRING", 6: "BOOL", 7: "INT16", 9: "INT8"},
     **{10: "FP64", 12: "UINT64", 15: "UINT32", 16: "UINT16", 18: "BF16"},
 }
-_FLOAT32, _INT8 = 0, 9
 _DEFAULT_SIGNATURE = "serving_default"
-# What reading past the end, or through a wrong offset, raises in the flatbuffers package.
-_DAMAGE = (struct.error, IndexError, TypeError, ValueError, OverflowError, MemoryError, AttributeError, RecursionError)
+_MOST_SCALES = 4  # of a channel-wise quantisation that are shown
+_MOST_RANK = 64
+# What the generated accessors raise where an offset leads nowhere.
+_DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, MemoryError, AttributeError)
 
 
 class TfLite:
-    """The TensorFlow Lite format: one file."""
+    """The TensorFlow Lite format: one flatbuffer."""
 
     name = "tflite"
 
     def detect(self, path: Path) -> bool:
-        """Whether the file has the identifier of a TensorFlow Lite model."""
+        """Whether the file bears the identifier of the schema."""
         with path.open("rb") as file:
-            return file.read(8)[4:] == _IDENTIFIER and path.stat().st_size >= _SMALLEST
+            return path.stat().st_size >= _LEAST and file.read(8)[4:] == _MAGIC
 
     def companions(self, path: Path) -> list[str]:
-        """None: the weights are in the file."""
+        """None."""
         return []
 
     def describe(self, path: Path, settings: Settings, label: str) -> Description:
         """What the file says, for the signature that the settings choose.
 
         Raises:
-            SourceError: it is damaged, or has several signatures and none was chosen.
+            SourceError: it is damaged, or none or several of its signatures would do.
             ConfigError: a parameter names what the model has not got.
         """
-        content = path.read_bytes()
-        try:
-            described = _described(_Model(content), settings, label)
-        except _DAMAGE as error:
-            raise SourceError(
-                f"{path.name} is a damaged TensorFlow Lite file",
-                f"its flatbuffer does not hold together ({error or type(error).__name__})",
-                "Copy it again, completely",
-            ) from None
+        with mapped(path) as data:
+            try:
+                described = _described(_File(data), settings.signature, label)
+            except _DAMAGE as error:
+                raise SourceError(
+                    f"{path.name} is a damaged TensorFlow Lite file",
+                    f"an offset in it leads nowhere ({type(error).__name__}: {error})",
+                    "Convert it again, or copy it again completely",
+                ) from None
         return as_asked(described, settings, label)
 
 
-class _Model:
-    """The tables of a model file, every vector checked against the file's size before it is walked."""
+class _File:
+    """The tables of a file, through the generated accessors, which believe every number they read.
 
-    def __init__(self, content: bytes) -> None:
-        import tflite
+    So the lengths of vectors and texts are counted: together they are never more than a few times the file's size,
+    unless a damaged one has its vectors lie on each other.
+    """
 
-        self._size = len(content)
-        self.root = tflite.Model.GetRootAs(content, 0)
-        self.graphs = self.rows(self.root.SubgraphsLength(), self.root.Subgraphs)
+    def __init__(self, data: Bytes) -> None:
+        from tflite.Model import Model
+
+        self._size = len(data)
+        self._left = 4 * len(data) + 10_000
+        self.model = Model.GetRootAs(data, 0)
+        self.codes = list(self.rows(self.model, "OperatorCodes"))
+        self.graphs = list(self.rows(self.model, "Subgraphs"))
         if not self.graphs:
             raise ValueError("it has no graph")
+        self.tensors = [list(self.rows(graph, "Tensors")) for graph in self.graphs]
 
-    def rows(self, length: int, get: Callable[[int], Any]) -> list[Any]:
-        """The elements of a vector; a length beyond what the file could hold is damage."""
-        if not 0 <= length <= self._size:
-            raise ValueError(f"a vector of {length} elements in a file of {self._size} bytes")
-        return [get(index) for index in range(length)]
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if not 0 <= count <= self._size or self._left < 0:
+            raise ValueError("it states more entries than it can hold")
 
-    def tensors(self, graph: Any) -> list[Any]:
-        """The tensors of a graph."""
-        return self.rows(graph.TensorsLength(), graph.Tensors)
+    def rows(self, table: Any, name: str) -> Iterator[Any]:
+        """The entries of a vector: tables, or numbers."""
+        count = getattr(table, f"{name}Length")()
+        self._spend(4 * count if count else 0)
+        entry: Callable[[int], Any] = getattr(table, name)
+        return (entry(position) for position in range(count))
 
-    def numbers(self, table: Any, field: str) -> list[int]:
-        """A vector of numbers."""
-        return [int(value) for value in self.rows(getattr(table, f"{field}Length")(), getattr(table, field))]
+    def text(self, value: bytes | None) -> str:
+        """A name, which damage may make as long as the file."""
+        self._spend(len(value or b""))
+        return (value or b"").decode("utf-8", "replace")
 
-    def operators(self) -> list[str]:
-        """Name of each operator code: custom operators by their own."""
-        import tflite
+    def tensor(self, graph: int, index: int) -> Any:
+        """A tensor of a graph by its number."""
+        if not 0 <= index < len(self.tensors[graph]):
+            raise IndexError(f"there is no tensor {index}")
+        return self.tensors[graph][index]
 
-        names = {value: name for name, value in vars(tflite.BuiltinOperator).items() if isinstance(value, int)}
-        found = []
-        for code in self.rows(self.root.OperatorCodesLength(), self.root.OperatorCodes):
-            # Codes up to 127 are in the older, one-byte field.
-            number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-            custom = code.CustomCode()
-            found.append(custom.decode("utf-8", "replace") if custom else names.get(number, f"operator {number}"))
-        return found
+    def shape(self, tensor: Any) -> tuple[int | None, ...] | None:
+        """The shape with None for the dimensions that the signature of the shape leaves open."""
+        signature = list(self.rows(tensor, "ShapeSignature"))
+        sizes = signature or list(self.rows(tensor, "Shape"))
+        if not sizes and not tensor.HasRank() and tensor.ShapeIsNone():
+            return None
+        if len(sizes) > _MOST_RANK:
+            raise ValueError(f"a tensor has {len(sizes)} dimensions")
+        return tuple(size if size >= 0 else None for size in sizes)
 
 
-def _described(model: _Model, settings: Settings, label: str) -> Description:
-    signatures = _signatures(model)
-    key = _chosen(signatures, settings.signature, label)
+def _described(file: _File, wanted: str | None, label: str) -> Description:
+    signatures = dict(_signatures(file))
+    key = _chosen(signatures, wanted, label)
     if key is None:
-        number = 0
-        ends = {
-            side: [(_name(tensor), index) for index, tensor in _ends(model, model.graphs[0], side)]
-            for side in ("Inputs", "Outputs")
-        }
+        graph = 0
+        sides = [[(None, index) for index in file.rows(file.graphs[0], side)] for side in ("Inputs", "Outputs")]
     else:
-        number, ends = signatures[key]
-    tensors = model.tensors(model.graphs[number])
-    inputs, outputs = (
-        tuple(_spec(model, name, tensors[index], label) for name, index in ends[side]) for side in ("Inputs", "Outputs")
-    )
-    inner = {name: _name(tensors[index]) for side in ends.values() for name, index in side}
-    counts = _counts(model)
+        graph, *sides = signatures[key]
+    notes: list[str] = []
+    inputs, outputs = (_specs(file, graph, side, label) for side in sides)
+    if not inputs or not outputs:
+        raise ValueError("its graph has no inputs or no outputs")
+    inner = {
+        spec.name: file.text(file.tensor(graph, index).Name())
+        for side, specs in zip(sides, (inputs, outputs), strict=True)
+        for (_, index), spec in zip(side, specs, strict=True)
+    }
+    operators = operator_names(file)
+    weights = weights_of(file, operators)
+    if weights.dynamic_range:
+        notes.append(
+            "dynamic-range quantised: activations are quantised over the whole batch, so that answers depend on it"
+        )
+    if flex := [name for name in operators.counts if name.startswith("Flex")]:
+        notes.append(f"operators of TensorFlow itself, which only its own library has: {', '.join(flex)}")
     facts = {
         "signature": key,
-        "signatures": {
-            name: {side.lower(): [row[0] for row in rows] for side, rows in sides.items()}
-            for name, (_, sides) in signatures.items()
-        },
-        "version": model.root.Version(),
-        "description": (model.root.Description() or b"").decode("utf-8", "replace"),
-        "graphs": len(model.graphs),
-        "operators": dict(sorted(counts.items())),
-        "quantisation": {name: _quantisation(model, tensors[index]) for rows in ends.values() for name, index in rows},
-        "sparse_tensors": sum(tensor.Sparsity() is not None for tensor in tensors),
+        "version": file.model.Version(),
+        "description": file.text(file.model.Description()),
+        "signatures": {name: _signature_facts(file, row) for name, row in signatures.items()},
+        **({} if key else _signature_facts(file, (graph, *sides))),
+        "graphs": len(file.graphs),
+        "operators": operators.counts,
+        "custom": operators.custom,
+        "weights": _weights_facts(weights),
+        "metadata": [file.text(row.Name()) for row in file.rows(file.model, "Metadata")],
     }
-    notes = []
-    if _dynamic_range(model):
-        notes.append(
-            "dynamic-range quantised: activations are quantised over the batch, so answers depend on it a little"
-        )
     return Description(inputs, outputs, inner, {"signature": key} if key else {}, facts, tuple(notes))
 
 
-def _signatures(model: _Model) -> dict[str, tuple[int, dict[str, list[tuple[str, int]]]]]:
-    """Key -> its graph's number, and name and tensor index of its inputs and outputs."""
-    found = {}
-    for row in model.rows(model.root.SignatureDefsLength(), model.root.SignatureDefs):
-        sides = {
-            side: [
-                (entry.Name().decode("utf-8", "replace"), entry.TensorIndex())
-                for entry in model.rows(getattr(row, f"{side}Length")(), getattr(row, side))
-            ]
+def _signatures(file: _File) -> Iterator[tuple[str, tuple[int, list[Any], list[Any]]]]:
+    """Key -> graph, and (name, tensor) of each input and output."""
+    for row in file.rows(file.model, "SignatureDefs"):
+        graph = row.SubgraphIndex()
+        if not 0 <= graph < len(file.graphs):
+            raise IndexError(f"there is no graph {graph}")
+        sides = (
+            [(file.text(entry.Name()), entry.TensorIndex()) for entry in file.rows(row, side)]
             for side in ("Inputs", "Outputs")
-        }
-        found[(row.SignatureKey() or b"").decode("utf-8", "replace")] = (row.SubgraphIndex(), sides)
-    return found
-
-
-def _chosen(signatures: Mapping[str, Any], wanted: str | None, label: str) -> str | None:
-    if wanted in signatures:
-        return wanted
-    if wanted is None and not signatures:
-        return None
-    if wanted is None and (len(signatures) == 1 or _DEFAULT_SIGNATURE in signatures):
-        return _DEFAULT_SIGNATURE if _DEFAULT_SIGNATURE in signatures else next(iter(signatures))
-    listed = ", ".join(signatures) or "none"
-    first = next(iter(signatures), "")
-    raise SourceError(
-        f"{label}: the TensorFlow Lite model has {len(signatures)} signatures",
-        f"{listed}; {'none was chosen' if wanted is None else f'{wanted} is none of them'}",
-        f'Choose one: parameters {{ key: "signature" value {{ string_value: "{first}" }} }}'
-        if first
-        else 'Leave the parameter "signature" out',
-    )
-
-
-def _ends(model: _Model, graph: Any, side: str) -> list[tuple[int, Any]]:
-    tensors = model.tensors(graph)
-    return [(index, tensors[index]) for index in model.numbers(graph, side)]
-
-
-def _name(tensor: Any) -> str:
-    return str((tensor.Name() or b"").decode("utf-8", "replace"))
-
-
-def _spec(model: _Model, name: str, tensor: Any, label: str) -> TensorSpec:
-    dtype = _TRITON.get(tensor.Type())
-    if dtype is None:
-        raise SourceError(
-            f"{label}: tensor {name} cannot be served",
-            f"Triton has no type for TensorFlow Lite's type number {tensor.Type()}",
-            "Convert the model with inputs and outputs of usual types",
         )
-    signature = model.numbers(tensor, "ShapeSignature")
-    shape: Sequence[int] = signature or model.numbers(tensor, "Shape")
-    return TensorSpec(name, dtype, tuple(size if size >= 0 else None for size in shape))
+        # A converter that was given no names leaves one signature without any.
+        inputs, outputs = sides
+        if inputs or outputs:
+            yield file.text(row.SignatureKey()), (graph, inputs, outputs)
 
 
-def _quantisation(model: _Model, tensor: Any) -> dict[str, Any] | None:
-    """Scale and zero point of a quantised tensor; of one quantised by channel, how many."""
-    table = tensor.Quantization()
-    count = table.ScaleLength() if table is not None else 0
-    if not count:
-        return None
-    if count > 1:
-        return {"channels": count, "dimension": table.QuantizedDimension()}
-    zero = model.numbers(table, "ZeroPoint")
-    return {"scale": float(table.Scale(0)), "zero_point": zero[0] if zero else 0}
-
-
-def _counts(model: _Model) -> Counter[str]:
-    names = model.operators()
-    return Counter(
-        names[operator.OpcodeIndex()]
-        for graph in model.graphs
-        for operator in model.rows(graph.OperatorsLength(), graph.Operators)
+def _chosen(signatures: dict[str, Any], wanted: str | None, label: str) -> str | None:
+    if wanted is None:
+        if len(signatures) < 2:
+            return next(iter(signatures), None)
+        if _DEFAULT_SIGNATURE in signatures:
+            return _DEFAULT_SIGNATURE
+    elif wanted in signatures:
+        return wanted
+    why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
+    some = next(iter(signatures), "")
+    raise SourceError(
+        f"{label}: the TensorFlow Lite file has {len(signatures) or 'no'} signatures",
+        f"{', '.join(signatures)}; {why}" if signatures else f'"{wanted}" was asked for',
+        f'Choose one: parameters {{ key: "signature" value {{ string_value: "{some}" }} }}'
+        if signatures
+        else 'Remove the parameter "signature"',
     )
 
 
-def _dynamic_range(model: _Model) -> bool:
-    """Whether some operator multiplies float activations with int8 weights."""
-    for graph in model.graphs:
-        tensors = model.tensors(graph)
-        for operator in model.rows(graph.OperatorsLength(), graph.Operators):
-            types = [tensors[index].Type() for index in model.numbers(operator, "Inputs")[:2] if index >= 0]
-            if types == [_FLOAT32, _INT8]:
-                return True
-    return False
+def _specs(file: _File, graph: int, side: Sequence[tuple[str | None, int]], label: str) -> tuple[TensorSpec, ...]:
+    specs = []
+    for name, index in side:
+        tensor = file.tensor(graph, index)
+        public = file.text(tensor.Name()) if name is None else name
+        dtype = _TRITON.get(tensor.Type())
+        if dtype is None:
+            raise SourceError(
+                f"{label}: the tensor {public} cannot be served",
+                f"its type is {_type_name(tensor.Type())}, which Triton has not got",
+                "Convert the model with inputs and outputs of usual types",
+            )
+        specs.append(TensorSpec(public or f"tensor_{index}", dtype, file.shape(tensor)))
+    return tuple(specs)
+
+
+def _signature_facts(file: _File, row: Sequence[Any]) -> dict[str, Any]:
+    graph, *sides = row
+    described = (
+        {name or file.text(file.tensor(graph, index).Name()): _tensor_facts(file, graph, index) for name, index in side}
+        for side in sides
+    )
+    return {"graph": graph, **dict(zip(("inputs", "outputs"), described, strict=True))}
+
+
+def _tensor_facts(file: _File, graph: int, index: int) -> dict[str, Any]:
+    tensor = file.tensor(graph, index)
+    shape = file.shape(tensor)
+    facts: dict[str, Any] = {
+        "name": file.text(tensor.Name()),
+        "dtype": _type_name(tensor.Type()),
+        "shape": None if shape is None else [-1 if size is None else size for size in shape],
+    }
+    quantisation = tensor.Quantization()
+    if quantisation is not None and quantisation.ScaleLength():
+        scales, zeros = (list(file.rows(quantisation, part)) for part in ("Scale", "ZeroPoint"))
+        facts["quantisation"] = {
+            "scale": [float(scale) for scale in scales[:_MOST_SCALES]],
+            "zero_point": [int(zero) for zero in zeros[:_MOST_SCALES]],
+            **({"axis": quantisation.QuantizedDimension(), "channels": len(scales)} if len(scales) > 1 else {}),
+        }
+    return facts
+
+
+def _weights_facts(weights: Weights) -> dict[str, Any]:
+    return {
+        "types": {_type_name(number): count for number, count in sorted(weights.types.items())},
+        "per_channel": weights.per_channel,
+        "sparse": weights.sparse,
+        "kind": weights.kind,
+    }
+
+
+def _type_name(number: int) -> str:
+    from tflite.TensorType import TensorType
+
+    names = (name for name, value in vars(TensorType).items() if value == number and not name.startswith("_"))
+    return next(names, f"type {number}")

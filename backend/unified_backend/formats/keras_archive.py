@@ -1,0 +1,163 @@
+"""Keras 3 archives (`.keras`): a zip of the layers in JSON, and the weights in HDF5."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from unified_backend.errors import SourceError
+from unified_backend.formats.description import Description
+from unified_backend.formats.hdf5 import read_hdf5
+from unified_backend.formats.keras_config import MOST_CONFIG, describe_config, parse_config
+from unified_backend.settings import Settings
+
+__all__ = ["KerasArchive"]
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_MOST_MEMBERS, _MOST_DIRECTORY = 10_000, 4 * 2**20  # Keras writes three, and a few assets
+# What is packed may be this often as large; weights as Keras writes them are not packed at all.
+_MOST_RATIO, _SMALL = 100, 64 * 2**20
+_TAIL = 22 + 65535  # bytes: the end record and the longest comment
+# A zip whose directory or members are not what they say raises any of these.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+
+
+class KerasArchive:
+    """The `.keras` format: one zip file."""
+
+    name = "keras"
+
+    def detect(self, path: Path) -> bool:
+        """Whether the file is a zip that holds a Keras model's two JSON files.
+
+        Raises:
+            SourceError: it begins as one and ends too early.
+        """
+        with path.open("rb") as file:
+            head = file.read(256)
+            if not head.startswith(b"PK\x03\x04"):
+                return False
+            # Keras writes its JSON files first.
+            ours = any(head[30:].startswith(name) for name in (_METADATA.encode(), _CONFIG.encode()))
+            size = _directory_size(file)
+            if size is None and ours:
+                raise SourceError(
+                    f"{path.name} is a truncated .keras file",
+                    "it ends without a zip directory",
+                    "Copy it again, completely",
+                )
+            if size is None or size > _MOST_DIRECTORY:
+                return False
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    return {_CONFIG, _METADATA} <= set(archive.namelist())
+            except _DAMAGE:
+                return False
+
+    def companions(self, path: Path) -> list[str]:
+        """None."""
+        return []
+
+    def describe(self, path: Path, settings: Settings, label: str) -> Description:
+        """What its JSON files say.
+
+        Raises:
+            SourceError: it is damaged or a trap, carries code that the settings do not allow, or needs code that is
+                not in it.
+            ConfigError: a parameter names what the model has not got.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = _checked(archive, path)
+                config = parse_config(archive.read(_CONFIG), f"{path.name}/{_CONFIG}")
+                metadata = parse_config(archive.read(_METADATA), f"{path.name}/{_METADATA}")
+        except _DAMAGE as error:
+            raise SourceError(
+                f"{path.name} is a damaged .keras file", str(error) or type(error).__name__, "Save or copy it again"
+            ) from None
+        read = _weights(path, members[_WEIGHTS])
+        described = describe_config(config, str(metadata.get("keras_version") or ""), read, settings, label)
+        extra = sorted(set(members) - {_CONFIG, _METADATA, _WEIGHTS})
+        return Description(
+            described.inputs,
+            described.outputs,
+            described.inner,
+            described.job,
+            {"saved": metadata.get("date_saved"), "assets": extra, **described.facts},
+            described.notes,
+        )
+
+
+def _checked(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, none of which is a trap.
+
+    Raises:
+        SourceError: one leads out of the archive's folder, is absurdly large, or missing.
+    """
+    members = archive.infolist()
+    reason = _trap(members, path.stat().st_size)
+    names = {member.filename: member for member in members}
+    if reason is None and (missing := [name for name in (_CONFIG, _METADATA, _WEIGHTS) if name not in names]):
+        reason = f"it has no {' and no '.join(missing)}"
+    if reason is not None:
+        raise SourceError(
+            f"{path.name} is no .keras file to unpack", reason, "Save the whole model again with model.save(...)"
+        )
+    return names
+
+
+def _trap(members: list[zipfile.ZipInfo], size: int) -> str | None:
+    """What is wrong with an archive, by its directory alone."""
+    if len(members) > _MOST_MEMBERS:
+        return f"it has {len(members)} members"
+    if len({member.filename for member in members}) < len(members):
+        return "two of its members have one name"
+    if sum(member.compress_size for member in members) > size:
+        return "its members overlap"
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
+            return f'its member "{member.filename}" leads out of the folder it is unpacked in'
+        if member.external_attr >> 16 & 0o170000 == 0o120000:
+            return f'its member "{member.filename}" is a symbolic link'
+        if member.flag_bits & 1:
+            return f'its member "{member.filename}" is encrypted'
+        most = MOST_CONFIG if name.suffix == ".json" else max(_SMALL, _MOST_RATIO * member.compress_size)
+        if member.file_size > most:
+            return f'its member "{member.filename}" would unpack to {member.file_size} bytes'
+    return None
+
+
+def _weights(path: Path, member: zipfile.ZipInfo) -> dict[str, Any]:
+    """Shapes of the weights, where they are stored as they are, which is how Keras writes them."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        return {}
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise SourceError(
+            f"{path.name} is a damaged .keras file", f"{_WEIGHTS} is not where it should be", "Save or copy it again"
+        )
+    name, extra = struct.unpack("<HH", header[26:])
+    return read_hdf5(path, (member.header_offset + 30 + name + extra, member.file_size), f"{path.name}/{_WEIGHTS}")
+
+
+def _directory_size(file: BinaryIO) -> int | None:
+    """Bytes of a zip's directory as its end records state them, before anything is made of it."""
+    end = file.seek(0, 2)
+    file.seek(max(0, end - _TAIL - 76))
+    tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + 22:
+        return None
+    sizes = [struct.unpack_from("<L", tail, at + 12)[0]]
+    # Of a file of more than 4 GiB, in the record that a locator in front of the end names.
+    if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07") and at >= 76:
+        sizes.append(struct.unpack_from("<Q", tail, at - 76 + 40)[0])
+    real = [size for size in sizes if size != 0xFFFFFFFF]
+    file.seek(0)
+    return max(real) if real else None
