@@ -74,7 +74,7 @@ def maker(function: Callable[[Path], None]) -> Callable[[Path], None]:
 
 @maker
 def plain_functions(folder: Path) -> None:
-    """SavedModels of functions: several inputs, several signatures, no batch, element types and ranks."""
+    """SavedModels of functions: several inputs or signatures, no batch, many types, no ONNX operator, random."""
     import tensorflow as tf
 
     class MultiInput(tf.Module):
@@ -129,6 +129,18 @@ def plain_functions(folder: Path) -> None:
         return {"product": tf.matmul(matrix, matrix) * factor}
 
     tf.saved_model.save(module, str(folder / "no_batch"), signatures=no_batch)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, "x")])
+    def unconvertible(x):
+        return {"y": tf.math.lgamma(x) + tf.math.digamma(x + 1.0)}
+
+    tf.saved_model.save(module, str(folder / "unconvertible"), signatures=unconvertible)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, "x")])
+    def noisy(x):
+        return {"noisy": x + tf.random.uniform(tf.shape(x)), "steady": x * 2.0}
+
+    tf.saved_model.save(module, str(folder / "noisy"), signatures=noisy)
 
 
 @maker

@@ -65,11 +65,13 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     tell("converting")
     # A TensorFlow Lite file is a message of less than 2 GB itself.
     large = (options.pop("large_model", False) or opened.weights > LARGE) and job["format"] != "tflite"
+    notes = [*opened.notes, *notes]
     try:
         frozen = opened.freeze(large)
     except Exception as error:  # noqa: BLE001 - TensorFlow raises whatever its own code trips over
         exported = Exported(None, f"its variables cannot be made constants: {first_line(error)}")
     else:
+        del opened  # its variables: the memory is needed twice over for the export of a large model
         exported = export(frozen, signature, ranks, {**options, "large_model": large}, job["opset"], folder, tell)
     nchw = [*options.get("inputs_as_nchw", ()), *options.get("outputs_as_nchw", ())] if exported.model else []
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -84,7 +86,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
         ],
         "model": exported.model,
         "failure": exported.failure,
-        "notes": [*opened.notes, *notes],
+        "notes": notes,
         "repairs": list(exported.repairs),
     }
 

