@@ -29,3 +29,7 @@ for extra in cpu gpu; do
     PYTHON_VERSION=3.12 compile "$@" --extra "$extra" --extra fleet --output-file "requirements/image-$extra.lock" \
         pyproject.toml requirements/build.in
 done
+
+# Of each toolchain the lock is data of the package: it is what `triton-unified toolchain install` installs.
+compile "$@" --no-header --override requirements/toolchain-overrides.txt \
+    --output-file backend/unified_backend/toolchains/tensorflow.lock requirements/toolchain-tensorflow.in

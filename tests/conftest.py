@@ -1,11 +1,15 @@
-"""Real object stores for every test that wants one."""
+"""What all tests share: no installation behind their backs, and real object stores."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from object_stores import Gate, ObjectStore, object_store
+
+# A model that no engine takes is not worth an installation; the tests of conversions set it otherwise.
+os.environ["TRITON_UNIFIED_TOOLCHAINS"] = "off"
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
 from unified_backend.settings import read_settings
 from unified_backend.tensors import Signature
+from unified_backend.toolchains.catalogue import Toolchain
 
 __all__ = ["Explained", "Explanation", "explain_model"]
 
@@ -78,7 +79,8 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     lookup = _Lookup(label, cache)
     snapshot = Snapshot(cache.store.memo, source.files)
     if source.format != "onnx":
-        return Explanation(source, _direct_entries(direct(source, settings, config, snapshot), config, lookup))
+        forms = direct(source, folder, settings, config, cache.store.memo)
+        return Explanation(source, _other_entries(forms, config, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entries = [lookup.explained("canonical", canonical)]
     if facts := lookup.facts(canonical):
@@ -98,15 +100,22 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     return Explanation(source, entries)
 
 
-def _direct_entries(forms: Direct, config: Mapping[str, Any], lookup: _Lookup) -> list[Explained]:
-    """Entries of a source that engines take as it is: of each engine, until one has what the others wait for."""
-    entries = []
-    for engine in forms.engines():
-        key = forms.key(engine)
-        entries.append(lookup.explained(f"direct {engine.name}", key))
+def _other_entries(forms: Direct, config: Mapping[str, Any], cache: Cache, lookup: _Lookup) -> list[Explained]:
+    """Entries of a source that is not ONNX: of each way to serve it, up to one whose entries are there."""
+    entries: list[Explained] = []
+    for way in forms.ways(cache.root):
+        if isinstance(way, Toolchain):
+            entries.append(lookup.explained("conversion", forms.conversion_key(way)))
+            title, key, engine = "canonical", forms.converted_key(way, cache.store.memo), ENGINES["onnxruntime"]
+        else:
+            title, key, engine = f"direct {way.name}", forms.key(way), way
+        entries.append(lookup.explained(title, key))
         if facts := lookup.facts(key):
             fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
             entries.append(lookup.explained("batching", batching_key(key.digest, fixed)))
+            if isinstance(way, Toolchain):
+                built = engine_key(key.digest, engine, forms.settings)
+                entries.append(lookup.explained(f"engine {engine.name}", built))
             break
     return entries
 

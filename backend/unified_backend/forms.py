@@ -1,7 +1,7 @@
 """The form of a source that engines are built from: the canonical ONNX model, or the source itself.
 
-A source that is not ONNX is served *directly*, by an engine that takes the file as it is. What the cache holds already
-is taken first, so that a restart does not change its mind.
+A source that is not ONNX has ways to a form: conversion by a toolchain, or *directly*, an engine that takes the file as
+it is. What the cache holds already is taken first, so that a restart neither converts again nor changes its mind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 
 from unified_backend import hosts
 from unified_backend.batching import Verdict, prove_batching
-from unified_backend.cache import Key
+from unified_backend.cache import Entry, FileMemo, Key
+from unified_backend.conversion import convert
+from unified_backend.conversion.batch import free_batch
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.engines.apart import build_apart
 from unified_backend.engines.litert import LiteRt
@@ -23,23 +25,28 @@ from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
 from unified_backend.errors import (
+    ConversionError,
     EngineError,
     NotCachedError,
     RequestError,
     SourceChangedError,
     SourceError,
+    ToolchainError,
     UnifiedError,
     VerificationError,
 )
 from unified_backend.formats import Source
 from unified_backend.formats.description import Description
+from unified_backend.formats.onnx import read_model
 from unified_backend.graph.normalise import normalise
 from unified_backend.lookups import Lookup
-from unified_backend.model_keys import canonical_key, direct_key
+from unified_backend.model_keys import canonical_key, conversion_key, converted_key, direct_key
 from unified_backend.samples import FixedDims
-from unified_backend.settings import Settings
+from unified_backend.settings import Settings, toolchain_mode
 from unified_backend.tensors import Signature
-from unified_backend.verification import Compared, Sample, require, samples_of, verify
+from unified_backend.toolchains import environment
+from unified_backend.toolchains.catalogue import Toolchain, toolchain_for
+from unified_backend.verification import Compared, Sample, read_samples, require, samples_of, verify
 
 __all__ = ["ENGINES", "Direct", "Reference", "canonical_of_onnx"]
 
@@ -47,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(), OpenVino(), LiteRt())}
 _OWN = {"tflite": "litert"}  # format -> the engine that is the format's own: what it answers is right by definition
+_FAILURES = (ConversionError, EngineError, SourceError, ToolchainError, VerificationError)
 _ITSELF = "itself alone: no other engine takes the file"
 
 
@@ -64,6 +72,10 @@ class Reference:
         if self._onnx is None:
             self._onnx = open_reference(self._label, path, self._settings)
         return self._onnx
+
+    def replace_onnx(self, runner: Runner) -> None:
+        """Take another model for the canonical one."""
+        self._onnx = (runner, [])
 
     def runner(self, form: Canonical) -> Runner:
         """The form in the engine that it was judged by."""
@@ -97,6 +109,7 @@ class Direct:
     Attributes:
         fixed: dimensions that the config fixes.
         digests: SHA-256 of the bytes of each of the source's files, in hex.
+        samples: the user's sample files, each with the digest of its bytes.
     """
 
     source: Source
@@ -104,6 +117,7 @@ class Direct:
     settings: Settings
     fixed: FixedDims
     digests: tuple[str, ...]
+    samples: tuple[tuple[Path, str], ...] = ()
 
     def engines(self) -> list[Engine]:
         """The engines that take this format, and that the settings allow, the best first."""
@@ -111,9 +125,24 @@ class Direct:
         takers = (engine for engine in ENGINES.values() if self.source.format in engine.accepts)
         return [engine for engine in takers if chosen in ("auto", engine.name)]
 
+    def ways(self, root: Path) -> list[Engine | Toolchain]:
+        """Engines that take the source as it is, and the toolchain that converts it: the best first.
+
+        An installed toolchain comes first, for it brings the source framework's own answers; one that is still to be
+        installed comes last.
+        """
+        direct = [engine for engine in self.engines() if not engine.unusable()]
+        toolchain, mode, chosen = toolchain_for(self.source.format), toolchain_mode(), self.settings.engine
+        if toolchain is None or mode == "off" or (chosen != "auto" and "onnx" not in ENGINES[chosen].accepts):
+            return [*direct]
+        if environment.python_of(toolchain, root):
+            return [*direct, toolchain] if chosen == "openvino" else [toolchain, *direct]
+        return [*direct, toolchain]
+
     def key(self, engine: Engine) -> Key:
         """Of the finding that the engine takes this source."""
-        return direct_key(self.source, self.description, self.fixed, self.digests, engine, self.settings)
+        samples = [digest for _, digest in self.samples]
+        return direct_key(self.source, self.description, self.fixed, self.digests, samples, engine, self.settings)
 
     def find(self, lookup: Lookup, reference: Reference) -> Canonical:
         """The source in the first engine that takes it and computes what it should.
@@ -121,29 +150,26 @@ class Direct:
         Raises:
             UnifiedError: no engine takes it; of one engine its own error, of several or none an EngineError.
         """
-        usable = [engine for engine in self.engines() if not engine.unusable()]
-        for engine in usable:
+        ways = self.ways(lookup.cache.root)
+        for way in ways:
             try:
-                return self._form(engine, lookup, reference, required=True)
+                return self._form(way, lookup, reference, required=True)
             except NotCachedError as error:
-                if engine is usable[-1] and self.settings.require_cached:
+                if way is ways[-1] and self.settings.require_cached:
                     raise error from None
         failures: list[tuple[str, UnifiedError]] = []
-        for engine in usable:
+        for way in ways:
+            name = _name(way)
             try:
-                tried = [f"not served by {name}: {error.what}: {error.why}" for name, error in failures]
-                return self._form(engine, lookup, reference, required=False, tried=tried)
+                tried = [f"not served by {loser}: {error.what}: {error.why}" for loser, error in failures]
+                return self._form(way, lookup, reference, required=False, tried=tried)
             except SourceChangedError:
                 raise
-            except (EngineError, SourceError, VerificationError) as error:
+            except _FAILURES as error:
                 logger.warning(
-                    'not taken model=%s engine=%s reason="%s: %s"',
-                    self.source.label,
-                    engine.name,
-                    error.what,
-                    error.why,
+                    'not taken model=%s by=%s reason="%s: %s"', self.source.label, name, error.what, error.why
                 )
-                failures.append((engine.name, error))
+                failures.append((name, error))
         if len(failures) == 1:
             raise failures[0][1]
         raise EngineError(
@@ -160,14 +186,113 @@ class Direct:
         return "; ".join(reasons) or f'parameter "engine" is "{self.settings.engine}", and {", ".join(takers)} takes it'
 
     def _form(
-        self, engine: Engine, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str] = ()
+        self, way: Engine | Toolchain, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str] = ()
+    ) -> Canonical:
+        if isinstance(way, Toolchain):
+            return self._converted(way, lookup, reference, required, tried)
+        return self._direct(way, lookup, reference, required, tried)
+
+    def _converted(
+        self, toolchain: Toolchain, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str]
+    ) -> Canonical:
+        """The canonical ONNX model, proven on the source framework's own answers."""
+        entry = self._conversion(toolchain, lookup, required)
+        key = self.converted_key(toolchain, lookup.cache.store.memo)
+
+        def make(folder: Path) -> dict[str, Any]:
+            return self._canonical_of(entry, folder, reference, tried)
+
+        found = lookup(key, make, required)
+        path = (found if found.facts["changes"] else entry).path / convert.MODEL
+        signature = Signature.from_json(found.facts["signature"])
+        return Canonical(self.source.label, path, key.digest, signature, tuple(found.facts["notes"]))
+
+    def conversion_key(self, toolchain: Toolchain) -> Key:
+        """Of the conversion of this source."""
+        job = convert.job_of(self.source, self.description, self.settings, self.fixed)
+        return conversion_key(self.source, job, self.digests, [digest for _, digest in self.samples], toolchain)
+
+    def converted_key(self, toolchain: Toolchain, memo: FileMemo) -> Key:
+        """Of the canonical model made from the conversion."""
+        return converted_key(self.conversion_key(toolchain).digest, self.settings, memo)
+
+    def _conversion(self, toolchain: Toolchain, lookup: Lookup, required: bool) -> Entry:
+        job = convert.job_of(self.source, self.description, self.settings, self.fixed)
+
+        def make(folder: Path) -> dict[str, Any]:
+            python = environment.require(toolchain, lookup.cache.root, toolchain_mode(), self.source.label)
+            samples = [path for path, _ in self.samples]
+            return convert.convert(self.source, job, samples, toolchain, python, self.settings, folder)
+
+        with lookup.report.phase("convert"):
+            return lookup(self.conversion_key(toolchain), make, required)
+
+    def _canonical_of(
+        self, converted: Entry, folder: Path, reference: Reference, tried: Sequence[str]
+    ) -> dict[str, Any]:
+        """Check what the worker made, and open its batch dimension where that is possible; facts of the entry."""
+        facts = converted.facts
+        if facts["failure"]:
+            raise ConversionError(
+                f"{self.source.label}: {facts['converter']} cannot convert the {self.source.format} model",
+                facts["failure"],
+                "Serve it by an engine that takes the file as it is (parameter `engine`), or export it as ONNX",
+            )
+        path = converted.path / convert.MODEL
+        changes = normalise(path, [converted.path / name for name in facts["files"]], folder)
+        path = folder / convert.MODEL if changes else path
+        runner, notes = reference.onnx(path)
+        samples = read_samples(converted.path, facts["samples"])
+        rows = self._verified(runner, samples, "the converted model", facts["framework"])
+        if not facts["files"] and (opened := self._with_batch_opened(path, folder, reference)):
+            changes, runner = [*changes, "batch dimension opened, and proven by a run"], opened
+        logger.info(
+            "converted model=%s format=%s toolchain=%s seconds=%.1f peak_rss_mb=%d reference=%s max_abs=%.1e",
+            self.source.label,
+            self.source.format,
+            facts["toolchain"],
+            facts["seconds"],
+            facts["peak_rss_mb"],
+            facts["framework"].replace(" ", "-"),
+            max((row.max_abs for row in rows), default=0.0),
+        )
+        made = f"converted by {facts['converter']}; compared with {facts['framework']}"
+        return {
+            "changes": changes,
+            "notes": [*self.description.notes, *tried, made, *facts["notes"], *facts["repairs"], *changes, *notes],
+            "signature": runner.signature.to_json(),
+            "reference": facts["framework"],
+            "verified": [row.to_json() for row in rows],
+        }
+
+    def _with_batch_opened(self, path: Path, folder: Path, reference: Reference) -> Runner | None:
+        """The model with an open first dimension where it is fixed at 1, if a run proves it; then it is in `folder`."""
+        if self.source.format != "tflite" or (opened := free_batch(read_model(path))) is None:
+            return None
+        trial = folder / "opened.onnx"
+        trial.write_bytes(opened.SerializeToString())
+        try:
+            again = Reference(self.source.label, self.settings)
+            runner, _ = again.onnx(trial)
+            if prove_batching(runner, self.fixed).verdict is not Verdict.PROVEN:
+                trial.unlink()
+                return None
+        except SourceError:
+            trial.unlink()
+            return None
+        trial.replace(folder / convert.MODEL)
+        reference.replace_onnx(runner)
+        return runner
+
+    def _direct(
+        self, engine: Engine, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str]
     ) -> Canonical:
         key = self.key(engine)
 
         def make(folder: Path) -> dict[str, Any]:
             facts, runner = self._built(engine, folder)
-            samples, judge = self._answers(engine)
-            rows = self._verified(runner, samples, engine, judge)
+            samples, judge = self._answers(engine, lookup)
+            rows = self._verified(runner, samples, engine.name, judge)
             logger.info(
                 "taken as it is model=%s format=%s engine=%s reference=%s max_abs=%.1e",
                 self.source.label,
@@ -237,8 +362,17 @@ class Direct:
             built=built,
         )
 
-    def _answers(self, engine: Engine) -> tuple[list[Sample], str]:
-        """What another engine that takes the file answers to seeded inputs, and its name."""
+    def _answers(self, engine: Engine, lookup: Lookup) -> tuple[list[Sample], str]:
+        """What the source framework answers, where its toolchain is there; else another engine that takes the file."""
+        toolchain = toolchain_for(self.source.format)
+        if toolchain and toolchain_mode() != "off" and environment.python_of(toolchain, lookup.cache.root):
+            try:
+                entry = self._conversion(toolchain, lookup, required=False)
+                return read_samples(entry.path, entry.facts["samples"]), entry.facts["framework"]
+            except (ConversionError, ToolchainError) as error:
+                logger.info(
+                    'no reference model=%s toolchain=%s reason="%s"', self.source.label, toolchain.name, error.why
+                )
         if engine.name == _OWN.get(self.source.format):
             return [], "nothing: it is the format's own interpreter"
         for other in ENGINES.values():
@@ -255,10 +389,10 @@ class Direct:
                 logger.info('no reference model=%s engine=%s reason="%s"', self.source.label, other.name, error.why)
         return [], _ITSELF
 
-    def _verified(self, runner: Runner, samples: list[Sample], engine: Engine, judge: str) -> list[Compared]:
+    def _verified(self, runner: Runner, samples: list[Sample], what: str, judge: str) -> list[Compared]:
         try:
             rows = verify(runner, samples, self.settings.tolerance)
-            require(rows, judge, engine.name)
+            require(rows, judge, what)
         except VerificationError as error:
             named = VerificationError(f"{self.source.label}: {error.what}", error.why, error.do)
             if self.settings.verify == "strict":
@@ -279,3 +413,7 @@ def _with_open_batch(signature: Signature) -> Signature | None:
         for side in (signature.inputs, signature.outputs)
     )
     return Signature(inputs, outputs)
+
+
+def _name(way: Engine | Toolchain) -> str:
+    return f"conversion ({way.name})" if isinstance(way, Toolchain) else way.name

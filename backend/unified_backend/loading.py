@@ -11,7 +11,7 @@ from typing import Any
 
 from unified_backend import hosts
 from unified_backend.batching import Batching, prove_batching
-from unified_backend.cache import Cache, Key, Snapshot
+from unified_backend.cache import Cache, FileMemo, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.errors import (
@@ -96,7 +96,7 @@ def describe(
         if source.format == "onnx":
             canonical = canonical_of_onnx(source, settings, lookup, reference)
         else:
-            canonical = direct(source, settings, config, snapshot).find(lookup, reference)
+            canonical = direct(source, folder, settings, config, cache.store.memo).find(lookup, reference)
     with report.phase("prove"):
         batching = _batching(canonical, fixed_dims(config, canonical.signature), lookup, reference)
     completed, notes = complete(
@@ -106,18 +106,15 @@ def describe(
     return Described(source, snapshot, settings, canonical, batching, completed, report)
 
 
-def direct(source: Source, settings: Settings, config: Mapping[str, Any], snapshot: Snapshot) -> Direct:
-    """A source that is not ONNX, described by its format, with the engines that take it.
+def direct(source: Source, folder: Path, settings: Settings, config: Mapping[str, Any], memo: FileMemo) -> Direct:
+    """A source that is not ONNX, described by its format, with the ways to serve it.
+
+    Samples of the user's are the `.npz` files in the folder `samples` beside the version folders.
 
     Raises:
         SourceError: it cannot be read, or does not say what goes in and what comes out.
         ConfigError: a parameter names what the model has not got.
     """
-    for name in ("opset", "converter"):
-        if getattr(settings, name):
-            logger.warning(
-                'parameter without effect model=%s parameter="%s" why="nothing is converted"', source.label, name
-            )
     try:
         description = FORMATS[source.format].describe(source.path, settings, source.label)
     except SourceError as error:
@@ -126,7 +123,8 @@ def direct(source: Source, settings: Settings, config: Mapping[str, Any], snapsh
         # What reads a file knows the file's name only.
         raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
     fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
-    return Direct(source, description, settings, fixed, tuple(snapshot.digests))
+    samples = tuple((path, memo.digest(path)) for path in sorted((folder.parent / "samples").glob("*.npz")))
+    return Direct(source, description, settings, fixed, tuple(map(memo.digest, source.files)), samples)
 
 
 def load(described: Described, cache: Cache) -> Loaded:

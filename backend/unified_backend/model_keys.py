@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unified_backend import batching, hosts, verification
 from unified_backend.cache import FileMemo, Key
+from unified_backend.conversion import convert
 from unified_backend.engines import Engine
 from unified_backend.engines.sessions import library_digests, runtime_version
 from unified_backend.formats import Source
@@ -18,8 +20,9 @@ from unified_backend.graph import normalise
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
+from unified_backend.toolchains.catalogue import Toolchain
 
-__all__ = ["batching_key", "canonical_key", "direct_key", "engine_key"]
+__all__ = ["batching_key", "canonical_key", "conversion_key", "converted_key", "direct_key", "engine_key"]
 
 
 def canonical_key(source: Source, settings: Settings, digests: Sequence[str], memo: FileMemo) -> Key:
@@ -43,11 +46,56 @@ def canonical_key(source: Source, settings: Settings, digests: Sequence[str], me
     )
 
 
+def conversion_key(
+    source: Source, job: Mapping[str, Any], digests: Sequence[str], samples: Sequence[str], toolchain: Toolchain
+) -> Key:
+    """Of what the worker makes of a source: every byte of it and of the user's samples, the job, and the toolchain.
+
+    Args:
+        job: of `convert.job_of`.
+        digests: SHA-256 of the bytes of each of the source's files, in hex.
+        samples: likewise of the user's samples.
+    """
+    return Key(
+        "conversion",
+        {
+            "files": list(digests),
+            "samples": list(samples),
+            "job": dict(job),
+            "toolchain": toolchain.name,
+            "lock": hashlib.sha256(toolchain.lock.read_bytes()).hexdigest(),
+            "recipe": convert.RECIPE,
+        },
+    )
+
+
+def converted_key(converted: str, settings: Settings, memo: FileMemo) -> Key:
+    """Of the canonical model made from a conversion, and of the proof that it computes what the source does.
+
+    Args:
+        converted: digest of the conversion's key.
+    """
+    return Key(
+        "canonical",
+        {
+            "conversion": converted,
+            "onnx": _version("onnx", memo),
+            "onnxruntime": runtime_version(),
+            "session_options": dict(settings.session_options),
+            "custom_op_library": library_digests(settings),
+            "recipe": [normalise.RECIPE, batching.RECIPE, verification.RECIPE],
+            "verify": settings.verify,
+            "tolerance": settings.tolerance,
+        },
+    )
+
+
 def direct_key(
     source: Source,
     description: Description,
     fixed: FixedDims,
     digests: Sequence[str],
+    samples: Sequence[str],
     engine: Engine,
     settings: Settings,
 ) -> Key:
@@ -57,12 +105,14 @@ def direct_key(
         description: what the source says of itself, as the settings choose from it.
         fixed: the dims that the config fixes.
         digests: SHA-256 of the bytes of each of the source's files, in hex.
+        samples: likewise of the user's samples.
     """
     return Key(
         "direct",
         {
             "format": source.format,
             "files": list(digests),
+            "samples": list(samples),
             "signature": Signature(description.inputs, description.outputs).to_json(),
             "inner": dict(description.inner),
             "job": dict(description.job),

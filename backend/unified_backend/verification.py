@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from unified_backend.errors import EngineError, RequestError, VerificationError
 from unified_backend.samples import FixedDims, recipes
 from unified_backend.tensors import Array, Signature
 
-__all__ = ["BATCHES", "RECIPE", "Compared", "Sample", "compare", "require", "samples_of", "verify"]
+__all__ = ["BATCHES", "RECIPE", "Compared", "Sample", "compare", "read_samples", "require", "samples_of", "verify"]
 
 RECIPE = 1  # part of the keys of what was verified: raised when the same answers would be judged otherwise
 BATCHES = (1, 3)  # sizes that a model with an open first dimension is tried at
@@ -183,6 +184,18 @@ def samples_of(runner: Runner, fixed: FixedDims) -> list[Sample]:
     return []
 
 
+def read_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """The samples that a worker wrote: `.npz` files in `folder`, as the rows of its result name them."""
+    samples = []
+    for row in rows:
+        with np.load(folder / row["file"], allow_pickle=False) as arrays:
+            feeds, expected = (
+                {name: _plain(arrays[key]) for name, key in row[side].items()} for side in ("inputs", "outputs")
+            )
+        samples.append(Sample(row["batch"], feeds, expected))
+    return samples
+
+
 def _answered(runner: Runner, feeds: Mapping[str, Array], batch: int | None) -> Sample:
     names = [spec.name for spec in runner.signature.outputs]
     return Sample(batch, feeds, dict(zip(names, runner.run(feeds, names), strict=True)))
@@ -191,6 +204,11 @@ def _answered(runner: Runner, feeds: Mapping[str, Array], batch: int | None) -> 
 def _open_batch(signature: Signature) -> bool:
     specs = (*signature.inputs, *signature.outputs)
     return bool(signature.inputs) and all(spec.shape and not isinstance(spec.shape[0], int) for spec in specs)
+
+
+def _plain(array: Array) -> Array:
+    """Strings as engines take them: an object array of str."""
+    return _texts(array.astype(object)) if array.dtype.kind in "SU" else array
 
 
 def _text(value: Any) -> str:

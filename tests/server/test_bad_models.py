@@ -127,7 +127,7 @@ def test_version_folder_without_a_file_is_refused(triton: Triton, tmp_path: Path
 def test_missing_external_data_is_named(triton: Triton, tmp_path: Path) -> None:
     model = with_external_data(weighty(), tmp_path, "tensors/w.bin")
     message = triton.refusal("incomplete", {"1/m.onnx": model})
-    assert 'm.onnx lacks its external data: "tensors/w.bin"' in message
+    assert 'm.onnx lacks a file that belongs to it: "tensors/w.bin"' in message
     assert "Copy the data file there" in message
 
 
@@ -139,7 +139,7 @@ def test_external_data_outside_the_model_is_refused(triton: Triton, location: st
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     message = triton.refusal("outside", {"1/m.onnx": model.SerializeToString()})
-    assert f'm.onnx names external data outside its folder: the location is "{location}"' in message
+    assert f'm.onnx names a file outside its folder: the location is "{location}"' in message
     assert "Save the model again with its data beside it" in message
 
 

@@ -93,7 +93,7 @@ def test_three_servers_build_once_and_a_fourth_builds_alone_when_the_store_is_go
     own_s3: ObjectStore, tmp_path: Path
 ) -> None:
     repository = tmp_path / "models"
-    add_model(repository, "slow", {"1/model.onnx": slow_to_optimise(1500, 170)}, UNIFIED)
+    add_model(repository, "slow", {"1/model.onnx": slow_to_optimise(1900, 170)}, UNIFIED)
     remote = {**own_s3.environment, "TRITON_UNIFIED_REMOTE_CACHE": own_s3.url()}
     roots = [tmp_path / f"cache-{number}" for number in range(4)]
     environments = [{**remote, "TRITON_UNIFIED_CACHE": str(root)} for root in roots]

@@ -63,7 +63,8 @@ def test_every_byte_that_flips_is_seen(tmp_path, caches):
         size = (place / name).stat().st_size
         for position in sorted({0, size - 1, *range(chance.randrange(9), size, 9)}):
             data = bytearray((place / name).read_bytes())
-            data[position] ^= 1 << chance.randrange(8)
+            # Made anew, a manifest may be a digit shorter: its times are others.
+            data[min(position, len(data) - 1)] ^= 1 << chance.randrange(8)
             (place / name).write_bytes(data)
             entry = caches(root).get_or_make(KEY, make)
             assert entry.origin == "made", (name, position)

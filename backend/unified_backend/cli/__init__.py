@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
-from unified_backend.cli import cache
+from unified_backend.cli import cache, toolchain
 from unified_backend.cli.build import build
 from unified_backend.cli.check import check
 from unified_backend.cli.doctor import doctor
@@ -35,6 +35,7 @@ app.command()(inspect)
 app.command()(doctor)
 app.command()(build)
 app.add_typer(cache.app, name="cache")
+app.add_typer(toolchain.app, name="toolchain")
 
 
 @app.command()

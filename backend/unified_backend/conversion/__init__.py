@@ -1,0 +1,1 @@
+"""Source -> canonical ONNX: the conversion, and what is mended afterwards."""

@@ -1,0 +1,59 @@
+"""The toolchains there are: for each framework its lock file, its worker and the formats it converts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import sys
+from pathlib import Path
+
+__all__ = ["TOOLCHAINS", "Toolchain", "toolchain_for"]
+
+_SCHEMA = 1  # raised when what is done to an environment beside installing its lock changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Toolchain:
+    """One framework in an environment of its own.
+
+    Attributes:
+        lock: requirements with hashes, as pip reads them.
+        worker: the module that runs in it.
+        imports: modules that must import for the environment to be whole.
+        formats: keys of `formats.FORMATS` that it converts.
+        summary: what it holds, in words.
+    """
+
+    name: str
+    lock: Path
+    worker: str
+    imports: tuple[str, ...]
+    formats: frozenset[str]
+    summary: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the environment's bytes depend on, in hex."""
+        parts = (str(_SCHEMA), f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine())
+        return hashlib.sha256("\0".join(parts).encode() + b"\0" + self.lock.read_bytes()).hexdigest()
+
+
+TOOLCHAINS = {
+    toolchain.name: toolchain
+    for toolchain in (
+        Toolchain(
+            "tensorflow",
+            Path(__file__).parent / "tensorflow.lock",
+            "unified_backend.toolchains.workers.tensorflow",
+            ("tensorflow", "tf2onnx.tfonnx", "tf_keras", "keras", "ai_edge_litert.interpreter"),
+            frozenset({"savedmodel", "graphdef", "checkpoint", "keras-hdf5", "keras", "tflite"}),
+            "TensorFlow 2.21, Keras 2 and 3, tf2onnx 1.17; 1.5 GB",
+        ),
+    )
+}
+
+
+def toolchain_for(form: str) -> Toolchain | None:
+    """The toolchain that converts a format, if there is one."""
+    return next((toolchain for toolchain in TOOLCHAINS.values() if form in toolchain.formats), None)

@@ -1,0 +1,153 @@
+"""Toolchain environments, made for real by pip out of a folder of wheels: whole or not there at all."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import subprocess
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from commands import command, printed
+from unified_backend.errors import ToolchainError
+from unified_backend.toolchains import environment
+from unified_backend.toolchains.catalogue import Toolchain
+
+
+def wheel(folder: Path, content: str = "VALUE = 7\n") -> Path:
+    """A wheel of one module, `tiny`."""
+    info = "tiny-1.0.dist-info"
+    files = {
+        "tiny.py": content,
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {
+        name: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        for name, text in files.items()
+    }
+    record = "".join(f"{name},sha256={digest},{len(files[name])}\n" for name, digest in digests.items())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+            archive.writestr(name, text)
+    return path
+
+
+def toolchain(folder: Path, content: str = "VALUE = 7\n", imports: tuple[str, ...] = ("tiny",)) -> Toolchain:
+    """One whose wheels are in `folder`."""
+    digest = hashlib.sha256(wheel(folder, content).read_bytes()).hexdigest()
+    lock = folder / "tiny.lock"
+    lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+    return Toolchain("tiny", lock, "no.worker", imports, frozenset(), "")
+
+
+def leftovers(root: Path) -> list[str]:
+    return [path.name for path in (root / "toolchains").glob("*") if ".part-" in path.name]
+
+
+def test_it_is_installed_from_a_wheelhouse_and_runs(tmp_path):
+    tiny = toolchain(tmp_path / "wheels")
+    assert environment.python_of(tiny, tmp_path) is None
+    python = environment.install(tiny, tmp_path, tmp_path / "wheels")
+    assert environment.python_of(tiny, tmp_path) == python
+    done = subprocess.run([python, "-I", "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, text=True)
+    assert done.stdout == "7\n"
+    assert environment.verify(tiny, tmp_path) == []
+
+
+def test_no_pip_is_left_for_a_converter_to_call(tmp_path):
+    python = environment.install(toolchain(tmp_path / "wheels"), tmp_path, tmp_path / "wheels")
+    done = subprocess.run([python, "-I", "-m", "pip", "--version"], capture_output=True, text=True)
+    assert "No module named pip" in done.stderr
+
+
+def test_several_at_once_install_it_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    tiny = toolchain(tmp_path / "wheels")
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: environment.install(tiny, tmp_path, tmp_path / "wheels"), range(4)))
+    assert len(found) == 1
+    assert caplog.text.count("installed toolchain=tiny") == 1
+
+
+def test_a_wheel_that_is_not_the_one_locked_is_refused_and_nothing_is_left(tmp_path):
+    tiny = toolchain(tmp_path / "wheels")
+    wheel(tmp_path / "wheels", "VALUE = 8\n")
+    with pytest.raises(ToolchainError, match=r"(?i)hash"):
+        environment.install(tiny, tmp_path, tmp_path / "wheels")
+    assert environment.python_of(tiny, tmp_path) is None
+    assert leftovers(tmp_path) == []
+
+
+def test_what_does_not_import_is_no_toolchain(tmp_path):
+    tiny = toolchain(tmp_path / "wheels", "raise ImportError('half of me is missing')\n")
+    with pytest.raises(ToolchainError, match="half of me is missing"):
+        environment.install(tiny, tmp_path, tmp_path / "wheels")
+    assert environment.python_of(tiny, tmp_path) is None
+
+
+def test_a_wheel_that_is_missing_is_named_with_the_way_out(tmp_path):
+    tiny = toolchain(tmp_path / "wheels")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ToolchainError, match=r"tiny(.|\n)*--wheelhouse DIR"):
+        environment.install(tiny, tmp_path, tmp_path / "empty")
+
+
+def test_what_a_maker_that_died_left_is_not_used_and_is_cleaned_up(tmp_path):
+    tiny = toolchain(tmp_path / "wheels")
+    dead = tmp_path / "toolchains" / "tiny.part-dead"
+    dead.mkdir(parents=True)
+    (dead / "half").write_bytes(bytes(10))
+    environment.install(tiny, tmp_path, tmp_path / "wheels")
+    assert leftovers(tmp_path) == []
+
+
+def test_changed_and_missing_files_are_found(tmp_path):
+    tiny = toolchain(tmp_path / "wheels")
+    python = environment.install(tiny, tmp_path, tmp_path / "wheels")
+    (module,) = python.parent.parent.glob("lib/*/site-packages/tiny.py")
+    module.write_text("VALUE = 9\n")
+    assert environment.verify(tiny, tmp_path) == ["tiny.py is not what was installed"]
+    module.unlink()
+    assert environment.verify(tiny, tmp_path) == ["tiny.py is missing"]
+
+
+def test_another_lock_is_another_environment_and_the_old_one_can_be_removed(tmp_path):
+    old = toolchain(tmp_path / "wheels")
+    environment.install(old, tmp_path, tmp_path / "wheels")
+    environment.install(toolchain(tmp_path / "more", "VALUE = 8\n"), tmp_path, tmp_path / "more")
+    found = environment.installed(tmp_path)
+    assert [each.name for each in found] == ["tiny", "tiny"]
+    environment.remove(found[0])
+    assert len(environment.installed(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("mode", "words"), [("installed", "not installed"), ("off", "is off")])
+def test_where_installing_is_off_the_error_names_the_command(tmp_path, mode, words):
+    tiny = toolchain(tmp_path / "wheels")
+    with pytest.raises(ToolchainError, match=f"{words}(.|\n)*triton-unified toolchain install tiny"):
+        environment.require(tiny, tmp_path, mode, "net/1")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "cache").write_text("a file where the cache should be")
+    with pytest.raises(ToolchainError, match="could not be installed in"):
+        environment.install(toolchain(tmp_path / "wheels"), tmp_path / "cache", tmp_path / "wheels")
+
+
+def test_the_commands_list_and_refuse(tmp_path):
+    (row,) = printed(tmp_path, "toolchain", "list")
+    assert (row["name"], row["state"]) == ("tensorflow", "missing")
+    assert "savedmodel" in row["formats"]
+    unknown = command(tmp_path, "toolchain", "install", "pytorch")
+    assert unknown.returncode == 2
+    assert "there are tensorflow" in unknown.stderr
+    missing = command(tmp_path, "toolchain", "verify", "tensorflow")
+    assert missing.returncode == 1
+    assert "toolchain install tensorflow" in missing.stderr
+    assert json.loads(command(tmp_path, "toolchain", "list", "--json").stdout)
