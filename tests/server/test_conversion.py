@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import pytest
 import real_models
+import tensorflow_models
 from helpers import UNIFIED, Triton, mapped_files, start_server
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import TOOLCHAINS
@@ -27,6 +29,10 @@ OUTPUTS = {
     "onset": "StatefulPartitionedCall:2",
     "contour": "StatefulPartitionedCall:0",
 }
+MADE = (
+    *("multi_input", "lstm", "gru", "transformer", "control_flow", "vocabulary", "frozen.pb", "checkpoint"),
+    *("int8.tflite", "classifier.keras", "keras_2.h5", "types", "no_batch"),
+)
 INSTALLED = {"TRITON_UNIFIED_TOOLCHAINS": "installed"}
 
 
@@ -95,6 +101,26 @@ def test_a_checkpoint_with_a_switch_for_training_is_converted_and_batched(server
     (line,) = [line for line in lines if "converted model=" in line]
     assert float(re.search(r"max_abs=(\S+?)\b(?=[\"\s]|$)", line)[1]) < 1e-4
     assert "reference=tensorflow-2.21.0" in line
+
+
+def test_made_models_of_every_kind_are_converted_two_at_a_time(server: Triton):
+    """Made by TensorFlow 2.21: several inputs, recurrent, attention, loops, strings, quantised, frozen, variables."""
+    for name in MADE:
+        files: dict[str, bytes | Path] = {f"1/{name}": tensorflow_models.path(name)}
+        server.add_model(name.partition(".")[0], files, UNIFIED)
+    with ThreadPoolExecutor(2) as pool:
+        reasons = dict(zip(MADE, pool.map(lambda name: server.refusal_of(name.partition(".")[0]), MADE), strict=True))
+    assert reasons == dict.fromkeys(MADE, "")
+    lines = server.log_text().splitlines()
+    for name in MADE:
+        model = name.partition(".")[0]
+        assert "engine=onnxruntime" in loads(server, model), name
+        assert any(f"converted model={model}/1" in line and "reference=tensorflow" in line for line in lines), name
+    (given,), (gives,) = (server.config("vocabulary")[side] for side in ("input", "output"))
+    words = np.resize(np.array(["cat", "dog", "unicorn"], np.object_), (3, *map(int, given["dims"])))
+    assert server.infer("vocabulary", {given["name"]: words})[gives["name"]].shape[0] == 3
+    for name in MADE:
+        server.unload(name.partition(".")[0])
 
 
 def test_a_keras_1_file_is_converted_and_batched(server: Triton):

@@ -221,8 +221,12 @@ def _memory(group: int) -> int:
 
 
 def _death(child: subprocess.Popen[bytes]) -> str:
-    code = child.wait()
-    return f"its process died of {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+    """How the child ended. It is not collected yet: until its group is killed, its number must stay its own."""
+    ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert ended
+    if ended.si_code == os.CLD_EXITED:
+        return f"its process ended with {ended.si_status}"
+    return f"its process died of {signal.Signals(ended.si_status).name}"
 
 
 def _last_words(folder: Path, why: str) -> list[str]:
