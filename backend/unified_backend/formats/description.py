@@ -76,6 +76,8 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
                 "Correct it in config.pbtxt",
             )
 
+    own = {name: name for name in known if name in new}
+
     def rename(side: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(dataclasses.replace(spec, name=new.get(spec.name, spec.name)) for spec in side)
 
@@ -83,7 +85,8 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
         description,
         inputs=rename(description.inputs),
         outputs=rename(description.outputs),
-        inner={new.get(name, name): tensor for name, tensor in description.inner.items()},
+        # What had no other name in the graph has one now.
+        inner={new.get(name, name): tensor for name, tensor in ({**own, **description.inner}).items()},
         job={**description.job, **({"names": unknown} if unknown else {})},
     )
 

@@ -78,7 +78,9 @@ class Onnx:
         locations: dict[str, None] = {}
         for tensor in (tensor for holder in (model.graph, *model.functions) for tensor in _tensors(holder)):
             if uses_external_data(tensor):
-                locations.update((entry.value, None) for entry in tensor.external_data if entry.key == "location")
+                locations.update(
+                    (_text(entry.value), None) for entry in tensor.external_data if entry.key == "location"
+                )
         return list(locations)
 
     def describe(self, path: Path, settings: Settings, label: str) -> Description:
@@ -91,9 +93,9 @@ class Onnx:
         constants = {tensor.name for tensor in model.graph.initializer}
         facts = {
             "ir_version": model.ir_version,
-            "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-            "producer": f"{model.producer_name} {model.producer_version}".strip(),
-            "operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
+            "opsets": {_text(entry.domain) or "ai.onnx": entry.version for entry in model.opset_import},
+            "producer": f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
+            "operators": dict(Counter(_text(node.op_type) for node in model.graph.node).most_common()),
         }
         inputs = tuple(_tensor_spec(value) for value in model.graph.input if value.name not in constants)
         return Description(inputs, tuple(_tensor_spec(value) for value in model.graph.output), facts=facts)
@@ -147,6 +149,11 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(
-            size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim
+            size.dim_value if size.HasField("dim_value") else _text(size.dim_param) or None for size in tensor.shape.dim
         )
-    return TensorSpec(value.name, row.triton if row else "STRING", shape)
+    return TensorSpec(_text(value.name), row.triton if row else "STRING", shape)
+
+
+def _text(value: str | bytes) -> str:
+    """A string of a message; protobuf gives damaged ones as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
