@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
@@ -63,15 +64,18 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     signature = signature_of(job, opened)
     ranks = {name: array.ndim for name, array in found[0].outputs.items()}
     tell("converting")
-    # A TensorFlow Lite file is a message of less than 2 GB itself.
-    large = (options.pop("large_model", False) or opened.weights > LARGE) and job["format"] != "tflite"
+    large = options.pop("large_model", False) or opened.weights > LARGE
+    if large:
+        os.environ["TF2ONNX_CATCH_ERRORS"] = "false"  # tf2onnx's optimisers then work on the graph, not on a copy
+    large = large and job["format"] != "tflite"  # which is a message of less than 2 GB itself
     notes = [*opened.notes, *notes]
     try:
         frozen = opened.freeze(large)
     except Exception as error:  # noqa: BLE001 - TensorFlow raises whatever its own code trips over
         exported = Exported(None, f"its variables cannot be made constants: {first_line(error)}")
     else:
-        del opened  # its variables: the memory is needed twice over for the export of a large model
+        del opened  # its variables and their copies: the export of a large model needs the memory
+        gc.collect()
         exported = export(frozen, signature, ranks, {**options, "large_model": large}, job["opset"], folder, tell)
     nchw = [*options.get("inputs_as_nchw", ()), *options.get("outputs_as_nchw", ())] if exported.model else []
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -22,12 +22,12 @@ class Ends:
     outputs: Mapping[str, str]
 
 
-def bind(frozen: Frozen, signature: Signature) -> Ends:
+def bind(frozen: Frozen, signature: Signature, large: bool) -> Ends:
     """Give the graph a placeholder for each input and an identity for each output.
 
     Any tensor can then be an input, also one in the middle of the graph or with a default; two outputs can be one
     tensor, or an output an input. The placeholder has the signature's shape. Fed constants take the place of what
-    they feed, and are folded.
+    they feed, and are folded, but for a graph so large that TensorFlow's optimiser would take too much memory.
     """
     if frozen.lite is not None:
         return Ends(None, frozen.inputs, frozen.outputs)
@@ -75,6 +75,7 @@ def bind(frozen: Frozen, signature: Signature) -> Ends:
     inputs = {spec.name: f"{prefix}_input_{number}:0" for number, spec in enumerate(signature.inputs)}
     if frozen.optimise:
         without_dead_branches(graph)
+    if frozen.optimise and not large:
         with tf.Graph().as_default():
             tf.import_graph_def(graph, name="")
             graph = tf_optimize(list(inputs.values()), list(outputs.values()), graph)
