@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,24 @@ def test_a_large_model_has_its_weights_beside_it(run):
     result = run(*made("fer"), converter=options(large_model=True))
     assert result.worker["files"] == ["model.onnx.data"]
     assert (result.folder / "model.onnx").stat().st_size < (result.folder / "model.onnx.data").stat().st_size
+    assert result.error() < 1e-5
+
+
+def test_the_memory_of_a_conversion_is_a_few_times_that_of_the_weights(run, tmp_path):
+    """160 MB of weights: tf2onnx by itself copies them after each of its optimisers, and takes 4 GB."""
+    script = """if True:
+        import sys, tensorflow as tf
+        module = tf.Module()
+        module.rows = tf.Variable(tf.random.stateless_uniform([10000, 2000], [1, 1]))
+        module.columns = tf.Variable(tf.random.stateless_uniform([2000, 10000], [1, 2]))
+        call = lambda ids: {"y": tf.gather(module.rows, ids) @ module.columns}
+        signature = tf.function(call, input_signature=[tf.TensorSpec([None], tf.int32, "ids")])
+        tf.saved_model.save(module, sys.argv[1], signatures=signature)
+    """
+    subprocess.run([tensorflow_models.toolchain_python(), "-c", script, tmp_path / "large"], check=True)
+    result = run("savedmodel", tmp_path / "large" / "saved_model.pb")
+    assert result.worker["files"] == ["model.onnx.data"]
+    assert result.worker["peak_rss_mb"] < 2500
     assert result.error() < 1e-5
 
 
