@@ -212,7 +212,7 @@ def test_a_large_model_has_its_weights_beside_it(run):
 
 
 def test_the_memory_of_a_conversion_is_a_few_times_that_of_the_weights(run, tmp_path):
-    """160 MB of weights: tf2onnx by itself copies them after each of its optimisers, and takes 4 GB."""
+    """160 MB of weights: tf2onnx by itself copies them after each of its optimisers, and takes 8 GB."""
     script = """if True:
         import sys, tensorflow as tf
         module = tf.Module()
