@@ -273,3 +273,20 @@ def test_a_failed_push_gives_the_lease_back_and_never_touches_it_again(url, tmp_
     other = held(acquire(objects, f"leases/{KEY.digest}/000001"))
     assert [sent.outcome for sent in first.push_waiting()] == ["pushed"]
     assert other.renew(objects)
+
+
+def test_a_lease_is_not_there_again_when_it_is_given_back_while_it_is_renewed(url, tmp_path, monkeypatch):
+    """The pusher renews at once, in a thread: a small entry is pushed before a slow store has taken the renewal."""
+    monkeypatch.setattr(outbox.Outbox, "send_in_background", lambda self: None)
+    cache = host(tmp_path / "a", url)
+    cache.get_or_make(KEY, make)
+    put = Objects.put
+
+    def put_late(self: Objects, path: str, content: bytes) -> None:
+        if path.startswith("leases/"):
+            time.sleep(0.5)
+        put(self, path, content)
+
+    monkeypatch.setattr(Objects, "put", put_late)
+    assert [sent.outcome for sent in cache.push_waiting(patient=True)] == ["pushed"]
+    assert Objects(url).names("leases") == []

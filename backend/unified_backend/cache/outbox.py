@@ -56,6 +56,8 @@ class Outbox:
         self._store = store
         self._folder = store.root / "outbox"
         self._locks = store.root / "locks"
+        # A renewal reads the lease, then writes it: between the two nobody gives it back, or it would be there again.
+        self._renewing = threading.Lock()
 
     def add(self, key: Key, claim: Claim | None) -> None:
         """Note an entry that was just published, and the lease that its pusher takes over.
@@ -125,12 +127,13 @@ class Outbox:
             note.unlink(missing_ok=True)
             return Sent("unknown", note.stem, "gone", f"unreadable note: {error}")
         sent = _pushed(remote, self._store.place(key), key, patient)
-        if sent.outcome != "failed":
-            note.unlink(missing_ok=True)
-        elif claim:
-            self.add(key, None)
-        if claim:
-            claim.release(remote.objects)
+        with self._renewing:
+            if sent.outcome != "failed":
+                note.unlink(missing_ok=True)
+            elif claim:
+                self.add(key, None)
+            if claim:
+                claim.release(remote.objects)
         return sent
 
     @contextmanager
@@ -141,7 +144,7 @@ class Outbox:
         def keep() -> None:
             while True:  # at once: starting this process may have taken its time
                 for note in self.waiting():
-                    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    with self._renewing, contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                         if claim := _read(note)[1]:
                             claim.renew(remote.objects)
                 if stop.wait(RENEW_SECONDS):
