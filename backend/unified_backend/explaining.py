@@ -103,7 +103,7 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
 def _other_entries(forms: Direct, config: Mapping[str, Any], cache: Cache, lookup: _Lookup) -> list[Explained]:
     """Entries of a source that is not ONNX: of each way to serve it, up to one whose entries are there."""
     entries: list[Explained] = []
-    for way in forms.ways(cache.root):
+    for way in forms.ways():
         if isinstance(way, Toolchain):
             entries.append(lookup.explained("conversion", forms.conversion_key(way)))
             title, key, engine = "canonical", forms.converted_key(way, cache.store.memo), ENGINES["onnxruntime"]

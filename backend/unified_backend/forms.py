@@ -18,6 +18,7 @@ from unified_backend.batching import Verdict, prove_batching
 from unified_backend.cache import Entry, FileMemo, Key
 from unified_backend.conversion import convert
 from unified_backend.conversion.batch import free_batch
+from unified_backend.conversion.normalise import normalise
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.engines.apart import build_apart
 from unified_backend.engines.litert import LiteRt
@@ -38,11 +39,10 @@ from unified_backend.errors import (
 from unified_backend.formats import Source
 from unified_backend.formats.description import Description
 from unified_backend.formats.onnx import read_model
-from unified_backend.graph.normalise import normalise
 from unified_backend.lookups import Lookup
 from unified_backend.model_keys import canonical_key, conversion_key, converted_key, direct_key
 from unified_backend.samples import FixedDims
-from unified_backend.settings import Settings, toolchain_mode
+from unified_backend.settings import Settings, toolchain_directory, toolchain_mode
 from unified_backend.tensors import Signature
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import Toolchain, toolchain_for
@@ -125,7 +125,7 @@ class Direct:
         takers = (engine for engine in ENGINES.values() if self.source.format in engine.accepts)
         return [engine for engine in takers if chosen in ("auto", engine.name)]
 
-    def ways(self, root: Path) -> list[Engine | Toolchain]:
+    def ways(self) -> list[Engine | Toolchain]:
         """Engines that take the source as it is, and the toolchain that converts it: the best first.
 
         An installed toolchain comes first, for it brings the source framework's own answers; one that is still to be
@@ -135,7 +135,7 @@ class Direct:
         toolchain, mode, chosen = toolchain_for(self.source.format), toolchain_mode(), self.settings.engine
         if toolchain is None or mode == "off" or (chosen != "auto" and "onnx" not in ENGINES[chosen].accepts):
             return [*direct]
-        if environment.python_of(toolchain, root):
+        if environment.python_of(toolchain, toolchain_directory()):
             return [*direct, toolchain] if chosen == "openvino" else [toolchain, *direct]
         return [*direct, toolchain]
 
@@ -150,7 +150,7 @@ class Direct:
         Raises:
             UnifiedError: no engine takes it; of one engine its own error, of several or none an EngineError.
         """
-        ways = self.ways(lookup.cache.root)
+        ways = self.ways()
         for way in ways:
             try:
                 return self._form(way, lookup, reference, required=True)
@@ -220,7 +220,7 @@ class Direct:
         job = convert.job_of(self.source, self.description, self.settings, self.fixed)
 
         def make(folder: Path) -> dict[str, Any]:
-            python = environment.require(toolchain, lookup.cache.root, toolchain_mode(), self.source.label)
+            python = environment.require(toolchain, toolchain_directory(), toolchain_mode(), self.source.label)
             samples = [path for path, _ in self.samples]
             return convert.convert(self.source, job, samples, toolchain, python, self.settings, folder)
 
@@ -365,7 +365,7 @@ class Direct:
     def _answers(self, engine: Engine, lookup: Lookup) -> tuple[list[Sample], str]:
         """What the source framework answers, where its toolchain is there; else another engine that takes the file."""
         toolchain = toolchain_for(self.source.format)
-        if toolchain and toolchain_mode() != "off" and environment.python_of(toolchain, lookup.cache.root):
+        if toolchain and toolchain_mode() != "off" and environment.python_of(toolchain, toolchain_directory()):
             try:
                 entry = self._conversion(toolchain, lookup, required=False)
                 return read_samples(entry.path, entry.facts["samples"]), entry.facts["framework"]

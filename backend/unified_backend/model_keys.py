@@ -11,12 +11,11 @@ from typing import Any
 
 from unified_backend import batching, hosts, verification
 from unified_backend.cache import FileMemo, Key
-from unified_backend.conversion import convert
+from unified_backend.conversion import convert, normalise
 from unified_backend.engines import Engine
 from unified_backend.engines.sessions import library_digests, runtime_version
 from unified_backend.formats import Source
 from unified_backend.formats.description import Description
-from unified_backend.graph import normalise
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature

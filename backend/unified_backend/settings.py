@@ -23,6 +23,7 @@ __all__ = [
     "default_max_batch_size",
     "parse_bytes",
     "read_settings",
+    "toolchain_directory",
     "toolchain_mode",
 ]
 
@@ -182,20 +183,21 @@ def cache_settings(environment: Mapping[str, str] | None = None) -> CacheSetting
     """
     given = os.environ if environment is None else environment
 
-    def value(name: str, parse: Callable[[str], Any], default: Any) -> Any:
-        text = given.get(name, "").strip()
-        try:
-            return parse(text) if text else default
-        except ValueError as error:
-            raise ConfigError(f'{name} is "{text}"', str(error), "Correct the variable, or unset it") from None
-
     return CacheSettings(
-        value("TRITON_UNIFIED_CACHE", _path, _users_cache()),
-        value("TRITON_UNIFIED_CACHE_MAX_SIZE", parse_bytes, None),
-        value("TRITON_UNIFIED_CACHE_KEY_FILE", _path, None),
-        value("TRITON_UNIFIED_REMOTE_CACHE", str, None),
-        value("TRITON_UNIFIED_REQUIRE_CACHED", _choice(_SWITCH), False),
+        _variable(given, "TRITON_UNIFIED_CACHE", _path, _users_cache()),
+        _variable(given, "TRITON_UNIFIED_CACHE_MAX_SIZE", parse_bytes, None),
+        _variable(given, "TRITON_UNIFIED_CACHE_KEY_FILE", _path, None),
+        _variable(given, "TRITON_UNIFIED_REMOTE_CACHE", str, None),
+        _variable(given, "TRITON_UNIFIED_REQUIRE_CACHED", _choice(_SWITCH), False),
     )
+
+
+def _variable(given: Mapping[str, str], name: str, parse: Callable[[str], Any], default: Any) -> Any:
+    text = given.get(name, "").strip()
+    try:
+        return parse(text) if text else default
+    except ValueError as error:
+        raise ConfigError(f'{name} is "{text}"', str(error), "Correct the variable, or unset it") from None
 
 
 def toolchain_mode(environment: Mapping[str, str] | None = None) -> str:
@@ -216,6 +218,18 @@ def toolchain_mode(environment: Mapping[str, str] | None = None) -> str:
             "Correct the variable, or unset it",
         )
     return text.lower() or "auto"
+
+
+def toolchain_directory(environment: Mapping[str, str] | None = None) -> Path:
+    """Where toolchains are: `TRITON_UNIFIED_TOOLCHAIN_DIR` (an image's, for example), else a folder of the cache's.
+
+    Raises:
+        ConfigError: the variable, or that of the cache, is no path.
+    """
+    given = os.environ if environment is None else environment
+    return _variable(given, "TRITON_UNIFIED_TOOLCHAIN_DIR", _path, None) or (
+        cache_settings(given).directory / "toolchains"
+    )
 
 
 def default_max_batch_size(environment: Mapping[str, str] | None = None) -> int:

@@ -21,11 +21,11 @@ from loading_worker import answer, config, in_own_process, loaded, namespaces, w
 from onnx import TensorProto, helper, numpy_helper
 from unified_backend import batching, forms, hosts, loading
 from unified_backend.cache import Cache, FileMemo, Key, Snapshot
+from unified_backend.conversion import normalise
 from unified_backend.engines import Canonical
 from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.errors import CacheFullError, SourceChangedError
 from unified_backend.formats import Source, find_source
-from unified_backend.graph import normalise
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature

@@ -7,7 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from unified_backend.graph.normalise import MAX_IR_VERSION, MAX_OPSET, normalise
+from unified_backend.conversion.normalise import normalise
+from unified_backend.conversion.repair import MAX_IR_VERSION, MAX_OPSET
 
 X = np.array([[1, -2, 3]], np.float32)
 

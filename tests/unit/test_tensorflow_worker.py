@@ -172,6 +172,19 @@ def test_what_no_onnx_operator_does_is_a_failure_that_names_it(run):
     assert result.samples[1].expected["y"].shape == (3, 4)
 
 
+def test_what_the_exporter_wrote_at_length_is_simplified(run):
+    result = run(*made("lstm"))
+    assert any(repair.startswith("simplified: ") for repair in result.worker["repairs"])
+    assert not {node.op_type for node in result.model.graph.node} & {"Shape", "Slice", "Expand"}
+
+
+def test_what_simplifying_would_break_stays_as_it_was(run):
+    """onnxsim gives what a loop carries the shape of a scalar again."""
+    result = run(*made("lstm.tflite"))
+    assert any(repair.startswith("not simplified: ") for repair in result.worker["repairs"])
+    assert result.error() < 1e-5
+
+
 def test_an_answer_that_is_never_the_same_twice_is_told(run):
     result = run("savedmodel", tensorflow_models.path("noisy/saved_model.pb"))
     assert any(note.startswith("noisy differ") for note in result.worker["notes"])

@@ -6,12 +6,15 @@ import base64
 import hashlib
 import json
 import subprocess
+import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from commands import command, printed
+from unified_backend import hosts
 from unified_backend.errors import ToolchainError
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import Toolchain
@@ -47,7 +50,7 @@ def toolchain(folder: Path, content: str = "VALUE = 7\n", imports: tuple[str, ..
 
 
 def leftovers(root: Path) -> list[str]:
-    return [path.name for path in (root / "toolchains").glob("*") if ".part-" in path.name]
+    return [path.name for path in root.glob("*") if ".part-" in path.name]
 
 
 def test_it_is_installed_from_a_wheelhouse_and_runs(tmp_path):
@@ -98,9 +101,27 @@ def test_a_wheel_that_is_missing_is_named_with_the_way_out(tmp_path):
         environment.install(tiny, tmp_path, tmp_path / "empty")
 
 
+def test_an_environment_without_pip_uses_that_of_the_python_it_was_made_from(tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    monkeypatch.setattr(hosts, "interpreter", lambda: str(tmp_path / "bare" / "bin" / "python"))
+    tiny = toolchain(tmp_path / "wheels")
+    assert environment.install(tiny, tmp_path, tmp_path / "wheels") == environment.python_of(tiny, tmp_path)
+
+
+def test_without_a_route_to_an_index_the_error_says_so_and_names_the_way_out(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    began = time.monotonic()
+    with pytest.raises(ToolchainError, match=r"(?s)no connection to the index.*refused.*install tiny --wheelhouse DIR"):
+        environment.require(toolchain(tmp_path / "wheels"), tmp_path, "auto", "net/1")
+    assert time.monotonic() - began < 60
+    assert [line for line in caplog.messages if line.startswith("waiting model=net/1 for=toolchain name=tiny")]
+
+
 def test_what_a_maker_that_died_left_is_not_used_and_is_cleaned_up(tmp_path):
     tiny = toolchain(tmp_path / "wheels")
-    dead = tmp_path / "toolchains" / "tiny.part-dead"
+    dead = tmp_path / "tiny.part-dead"
     dead.mkdir(parents=True)
     (dead / "half").write_bytes(bytes(10))
     environment.install(tiny, tmp_path, tmp_path / "wheels")
@@ -138,6 +159,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file where the cache should be")
     with pytest.raises(ToolchainError, match="could not be installed in"):
         environment.install(toolchain(tmp_path / "wheels"), tmp_path / "cache", tmp_path / "wheels")
+
+
+def test_a_folder_of_their_own_is_where_toolchains_are(tmp_path):
+    """As in an image, which has them outside the cache's volume."""
+    tiny = toolchain(tmp_path / "wheels")
+    python = environment.install(tiny, tmp_path / "image", tmp_path / "wheels")
+    image = {"TRITON_UNIFIED_TOOLCHAIN_DIR": str(tmp_path / "image")}
+    (_, old) = printed(tmp_path, "toolchain", "list", env=image)
+    assert (old["name"], old["folder"]) == ("tiny", str(python.parent.parent))
 
 
 def test_the_commands_list_and_refuse(tmp_path):

@@ -11,7 +11,7 @@ import typer
 
 from unified_backend import logs
 from unified_backend.errors import Refused
-from unified_backend.settings import cache_settings
+from unified_backend.settings import toolchain_directory
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import TOOLCHAINS, Toolchain
 
@@ -31,7 +31,7 @@ def show(as_json: AsJson = False) -> None:
 
     triton-unified toolchain list
     """
-    root = cache_settings().directory
+    root = toolchain_directory()
     rows = []
     for toolchain in TOOLCHAINS.values():
         python = environment.python_of(toolchain, root)
@@ -72,7 +72,7 @@ def install(
     logs.to_standard_error(logging.INFO)
     if wheelhouse and not wheelhouse.is_dir():
         raise Refused(f"{wheelhouse} is no folder", "the wheels are looked for there", "Name a folder with wheels")
-    root = cache_settings().directory
+    root = toolchain_directory()
     for toolchain in _chosen(names):
         python = environment.install(toolchain, root, wheelhouse)
         typer.echo(f"{toolchain.name}\tinstalled\t{python.parent.parent}")
@@ -87,7 +87,7 @@ def remove(names: Names = None) -> None:
     triton-unified toolchain remove tensorflow
     """
     chosen = {toolchain.name for toolchain in _chosen(names)}
-    for found in environment.installed(cache_settings().directory):
+    for found in environment.installed(toolchain_directory()):
         if found.name in chosen:
             environment.remove(found)
             typer.echo(f"{found.name}\tremoved\t{found.folder}")
@@ -101,7 +101,7 @@ def verify(names: Names = None) -> None:
 
     triton-unified toolchain verify
     """
-    root, damaged = cache_settings().directory, False
+    root, damaged = toolchain_directory(), False
     for toolchain in _chosen(names):
         if names is None and environment.python_of(toolchain, root) is None:
             typer.echo(f"{toolchain.name}\tmissing")

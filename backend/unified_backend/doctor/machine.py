@@ -15,8 +15,11 @@ from pathlib import Path
 from unified_backend import hosts
 from unified_backend.doctor.finding import Finding, failed, ok, refused, warning
 from unified_backend.engines import Engine
-from unified_backend.errors import Refused
+from unified_backend.errors import Refused, ToolchainError
 from unified_backend.server.preflight import check_port
+from unified_backend.settings import toolchain_directory, toolchain_mode
+from unified_backend.toolchains.catalogue import Toolchain
+from unified_backend.toolchains.environment import pip_command, python_of
 
 __all__ = [
     "check_cores",
@@ -26,6 +29,7 @@ __all__ = [
     "check_left_shared_memory",
     "check_perf_analyzer",
     "check_shared_memory",
+    "check_toolchain",
 ]
 
 _SHM = Path("/dev/shm")
@@ -120,6 +124,24 @@ def check_engine(engine: Engine) -> Finding:
     if why := engine.unusable():
         return failed(f"not usable: {why}", "Run `pip install 'triton-unified-backend[cpu]'` (or [gpu])")
     return ok(_describe(engine.name) or "usable")
+
+
+def check_toolchain(toolchain: Toolchain) -> Finding:
+    """Whether the models that a toolchain converts can be converted here."""
+    folder, mode = toolchain_directory(), toolchain_mode()
+    python, install = python_of(toolchain, folder), f"triton-unified toolchain install {toolchain.name}"
+    if mode == "off":
+        why = "TRITON_UNIFIED_TOOLCHAINS is off: only engines that take these models' files as they are serve them"
+        return warning(why, "Unset the variable, unless this is meant")
+    if python is not None:
+        return ok(f"installed in {python.parent.parent}")
+    if mode == "installed":
+        return warning(f"not installed in {folder}, and TRITON_UNIFIED_TOOLCHAINS is installed", f"Run `{install}`")
+    try:
+        pip_command()
+    except ToolchainError as error:
+        return warning(f"not installed, and cannot be: {error.why}", error.do)
+    return ok(f"not installed yet; the first model that needs it waits for it, or run `{install}`")
 
 
 def check_perf_analyzer() -> Finding:

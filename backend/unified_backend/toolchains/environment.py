@@ -9,11 +9,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from unified_backend import hosts
@@ -21,7 +24,7 @@ from unified_backend.cache.flight import one_at_a_time
 from unified_backend.errors import ToolchainError
 from unified_backend.toolchains.catalogue import TOOLCHAINS, Toolchain
 
-__all__ = ["Installed", "install", "installed", "python_of", "remove", "require", "verify"]
+__all__ = ["Installed", "install", "installed", "pip_command", "python_of", "remove", "require", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ _MARKER = "toolchain.json"  # written last: a folder without it is not an enviro
 _PART = ".part-"
 _REPORT_SECONDS = 10.0
 # A route to nowhere is known after seconds; pip's own five retries of 15 s each are not worth waiting for.
+_BROKEN_CONNECTION = re.compile(r"connection broken by '(?:.*?(\[Errno [^)'\"]*|timed out)|(\w+))")
 _PIP = ("--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "15")
 
 
@@ -49,7 +53,7 @@ def python_of(toolchain: Toolchain, root: Path) -> Path | None:
     """The environment's interpreter, or None where it is not installed.
 
     Args:
-        root: the cache's folder.
+        root: of `settings.toolchain_directory`.
     """
     folder = _place(toolchain, root)
     return folder / "bin" / "python" if (folder / _MARKER).is_file() else None
@@ -89,7 +93,7 @@ def install(toolchain: Toolchain, root: Path, wheelhouse: Path | None = None) ->
     """
     place = _place(toolchain, root)
     try:
-        with one_at_a_time(root / "locks", f"toolchain-{toolchain.name}", f"toolchain={toolchain.name}"):
+        with one_at_a_time(root / ".locks", f"toolchain-{toolchain.name}", f"toolchain={toolchain.name}"):
             if python := python_of(toolchain, root):
                 return python
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -107,17 +111,17 @@ def install(toolchain: Toolchain, root: Path, wheelhouse: Path | None = None) ->
         raise ToolchainError(
             f"the toolchain {toolchain.name} could not be installed in {place.parent}",
             error.strerror or str(error),
-            "Free space or make the folder writable, or choose another with TRITON_UNIFIED_CACHE",
+            "Free space or make the folder writable, or choose another with TRITON_UNIFIED_TOOLCHAIN_DIR",
         ) from None
     return place / "bin" / "python"
 
 
 def installed(root: Path) -> list[Installed]:
-    """Every environment under the cache's folder, whole ones only."""
+    """Every environment in the folder of toolchains, whole ones only."""
     current = {_place(toolchain, root): toolchain.name for toolchain in TOOLCHAINS.values()}
     return [
         Installed(marker.parent.name.rpartition("-")[0], marker.parent, marker.parent in current)
-        for marker in sorted((root / "toolchains").glob(f"*/{_MARKER}"))
+        for marker in sorted(root.glob(f"*/{_MARKER}"))
     ]
 
 
@@ -157,19 +161,43 @@ def verify(toolchain: Toolchain, root: Path) -> list[str]:
     return problems
 
 
+def pip_command() -> list[str]:
+    """How pip is called: that of this environment, else of the Python that it was made from (or of PATH's).
+
+    Environments without a pip of their own are common: an image's, or one made by uv.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    candidates = (hosts.interpreter(), f"{sys.base_prefix}/bin/{name}", shutil.which(name), shutil.which("python3"))
+    for candidate in dict.fromkeys(filter(None, candidates)):
+        command = [candidate, "-I", "-m", "pip"]
+        with suppress(OSError):
+            asked = subprocess.run([*command, "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            if asked.returncode == 0:
+                return command
+    raise ToolchainError(
+        "no toolchain can be installed",
+        f"neither {hosts.interpreter()} nor the Python that its environment was made from has pip",
+        "Install it: `apt-get install python3-pip`, or `python -m ensurepip` in this environment",
+    )
+
+
 def _place(toolchain: Toolchain, root: Path) -> Path:
-    return root / "toolchains" / f"{toolchain.name}-{toolchain.digest[:16]}"
+    return root / f"{toolchain.name}-{toolchain.digest[:16]}"
 
 
 def _make(toolchain: Toolchain, part: Path, wheelhouse: Path | None) -> None:
-    interpreter = hosts.interpreter()
+    pip = pip_command()
     began = time.monotonic()
-    _run(toolchain, "making the environment", [interpreter, "-I", "-m", "venv", "--without-pip", str(part)], began)
+    venv = [hosts.interpreter(), "-I", "-m", "venv", "--without-pip", str(part)]
+    _run(toolchain, "making the environment", venv, began)
     source = ("--no-index", "--find-links", str(wheelhouse.absolute())) if wheelhouse else ()
     # The outer pip, so that none is left inside for a converter to call.
-    pip = [interpreter, "-I", "-m", "pip", "--python", str(part / "bin" / "python"), "install", *_PIP, *source]
+    install = [*pip, "--python", str(part / "bin" / "python"), "install", *_PIP, *source]
     wanted = ["--no-deps", "--require-hashes", "--no-compile", "--quiet", "--requirement", str(toolchain.lock)]
-    _run(toolchain, "downloading and installing", [*pip, *wanted], began)
+    _run(toolchain, "downloading and installing", [*install, *wanted], began)
     _probe(toolchain, part)
     (part / _MARKER).write_text(json.dumps({"toolchain": toolchain.name, "digest": toolchain.digest}))
     logger.info("installed toolchain=%s seconds=%.0f", toolchain.name, time.monotonic() - began)
@@ -227,8 +255,14 @@ def _wait(child: subprocess.Popen[bytes], report: Callable[[], None]) -> None:
 
 
 def _reason(lines: Sequence[str], code: int) -> str:
-    errors = [line for line in lines if "error" in line.lower()]
-    return " ".join((errors or list(lines))[-2:])[-500:] or f"it ended with {code}"
+    """The last lines that say what went wrong.
+
+    Where pip reaches no index, its errors speak of a version that is not there: why is in its warnings.
+    """
+    broken = [match[1] or match[2] for line in lines if (match := _BROKEN_CONNECTION.search(line))]
+    errors = [line for line in lines if line.lower().startswith("error") or "Error:" in line]
+    said = [*(f"no connection to the index ({why})" for why in broken[:1]), *(errors or list(lines))[-2:]]
+    return " ".join(said)[-600:] or f"it ended with {code}"
 
 
 def _changed(record: Path) -> list[str]:

@@ -27,7 +27,7 @@ _OPENERS: dict[str, Callable[[Mapping[str, Any], Path], Opened]] = {
     "keras": open_keras,
     "tflite": open_lite,
 }
-_PACKAGES = ("tensorflow-cpu", "tf2onnx", "keras", "tf-keras", "ai-edge-litert", "onnx", "numpy")
+_PACKAGES = ("tensorflow-cpu", "tf2onnx", "keras", "tf-keras", "ai-edge-litert", "onnx", "onnxsim", "numpy")
 
 
 def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[str, Any]:

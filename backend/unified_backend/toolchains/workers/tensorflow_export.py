@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unified_backend.conversion.interface import publish
-from unified_backend.conversion.repair import repair, unknown_operators
+from unified_backend.conversion.repair import repair, simplified, unknown_operators
 from unified_backend.errors import ConfigError
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.workers.tensorflow_graph import Ends, bind
@@ -43,6 +44,7 @@ _OWN = {
 _LISTS = ("target", "inputs_as_nchw", "outputs_as_nchw", "ignore_default", "use_default")
 _NAMED = ("inputs_as_nchw", "outputs_as_nchw")
 _DATA = "model.onnx.data"
+_LARGE_TENSOR = 256  # values; smaller ones stay in the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,8 @@ def export(
         (folder / "model.onnx").unlink(missing_ok=True)
         reason = f"; tf2onnx: {said.lines[0]}" if said.lines else ""
         return Exported(None, f"what tf2onnx wrote is no valid ONNX: {first_line(error)}{reason}", repairs)
-    return Exported("model.onnx", repairs=repairs)
+    tell("simplifying")
+    return Exported("model.onnx", repairs=[*repairs, *_simplify(folder, bool(data))])
 
 
 def _converted(
@@ -206,6 +209,46 @@ def _save(model: onnx.ModelProto, data: Mapping[str, bytes], folder: Path) -> No
                 tensor.ClearField("raw_data")
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path))
+
+
+def _simplify(folder: Path, external: bool) -> list[str]:
+    """Write the model simplified in place of what it was; what was done, or why it stays as it was.
+
+    Args:
+        external: its large tensors stay in a file beside it.
+    """
+    import onnx
+
+    path = folder / "model.onnx"
+    before = len(onnx.load(path, load_external_data=False).graph.node)
+    trial = folder / "simplified"
+    trial.mkdir()
+    try:
+        model = simplified(path)
+        _save(model, _taken_out(model) if external else {}, trial)
+        onnx.checker.check_model(str(trial / path.name), full_check=True)  # with the types and shapes of all tensors
+    except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its own code trips over
+        return [f"not simplified: {first_line(error)}"]
+    if len(model.graph.node) >= before:
+        return []
+    for file in trial.iterdir():
+        file.replace(folder / file.name)
+    return [f"simplified: {before} nodes before, {len(model.graph.node)} after"]
+
+
+def _taken_out(model: onnx.ModelProto) -> dict[str, bytes]:
+    """Take the large tensors' values out of the model: name -> bytes, as tf2onnx hands them over."""
+    from onnx import TensorProto, numpy_helper
+    from onnx.external_data_helper import set_external_data
+
+    data = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.STRING or math.prod(tensor.dims) < _LARGE_TENSOR:
+            continue
+        data[tensor.name] = numpy_helper.to_array(tensor).tobytes()
+        tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b""))
+        set_external_data(tensor, tensor.name)
+    return data
 
 
 def _external(model: onnx.ModelProto, data: Mapping[str, bytes]) -> list[onnx.TensorProto]:
