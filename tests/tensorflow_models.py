@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["path", "toolchain_python"]
+__all__ = ["path", "toolchain_environment", "toolchain_python"]
 
 SEED = 7
 MAKERS: list[Callable[[Path], None]] = []
@@ -40,8 +40,16 @@ def toolchain_python() -> Path:
     from unified_backend.toolchains import environment
     from unified_backend.toolchains.catalogue import TOOLCHAINS
 
-    root = platformdirs.user_cache_path("triton-unified")
+    root = platformdirs.user_cache_path("triton-unified") / "toolchains"
     return environment.require(TOOLCHAINS["tensorflow"], root, "auto", "tests")
+
+
+def toolchain_environment() -> dict[str, str]:
+    """Variables for a process that converts with that toolchain, whatever its cache is."""
+    return {
+        "TRITON_UNIFIED_TOOLCHAINS": "installed",
+        "TRITON_UNIFIED_TOOLCHAIN_DIR": str(toolchain_python().parent.parent.parent),
+    }
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     lookup = _Lookup(label, cache)
     snapshot = Snapshot(cache.store.memo, source.files)
     if source.format != "onnx":
-        forms = direct(source, folder, settings, config, cache.store.memo)
+        forms = direct(source, folder.parent / "samples", settings, config, cache.store.memo)
         return Explanation(source, _other_entries(forms, config, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entries = [lookup.explained("canonical", canonical)]

@@ -48,7 +48,7 @@ from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import Toolchain, toolchain_for
 from unified_backend.verification import Compared, Sample, read_samples, require, samples_of, verify
 
-__all__ = ["ENGINES", "Direct", "Reference", "canonical_of_onnx"]
+__all__ = ["ENGINES", "Converted", "Direct", "Reference", "canonical_of_onnx"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,23 @@ def canonical_of_onnx(source: Source, settings: Settings, lookup: Lookup, refere
     path = entry.path / "model.onnx" if entry.facts["changes"] else source.path
     signature = Signature.from_json(entry.facts["signature"])
     return Canonical(source.label, path, key.digest, signature, (*entry.facts["changes"], *entry.facts["notes"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A source as ONNX, in the cache.
+
+    Attributes:
+        path: the model; its external data lies beside it.
+        digest: of its key, in hex.
+        facts: of the canonical model: signature, notes, what it was compared with, and how far off it is.
+        conversion: of the conversion: versions, seconds, memory.
+    """
+
+    path: Path
+    digest: str
+    facts: Mapping[str, Any]
+    conversion: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +213,30 @@ class Direct:
         self, toolchain: Toolchain, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str]
     ) -> Canonical:
         """The canonical ONNX model, proven on the source framework's own answers."""
+        made = self.convert(toolchain, lookup, reference, required, tried)
+        signature = Signature.from_json(made.facts["signature"])
+        return Canonical(self.source.label, made.path, made.digest, signature, tuple(made.facts["notes"]))
+
+    def convert(
+        self,
+        toolchain: Toolchain,
+        lookup: Lookup,
+        reference: Reference,
+        required: bool = False,
+        tried: Sequence[str] = (),
+    ) -> Converted:
+        """The source as ONNX, proven on the source framework's own answers.
+
+        Args:
+            required: never make it.
+            tried: what does not serve the source, a line each, for the notes.
+
+        Raises:
+            ConfigError: a parameter that the converter does not take.
+            ConversionError: the toolchain does not load, run or convert the source.
+            ToolchainError: the toolchain is missing.
+            VerificationError: what was made computes something else.
+        """
         entry = self._conversion(toolchain, lookup, required)
         key = self.converted_key(toolchain, lookup.cache.store.memo)
 
@@ -204,8 +245,7 @@ class Direct:
 
         found = lookup(key, make, required)
         path = (found if found.facts["changes"] else entry).path / convert.MODEL
-        signature = Signature.from_json(found.facts["signature"])
-        return Canonical(self.source.label, path, key.digest, signature, tuple(found.facts["notes"]))
+        return Converted(path, key.digest, found.facts, entry.facts)
 
     def conversion_key(self, toolchain: Toolchain) -> Key:
         """Of the conversion of this source."""
@@ -390,6 +430,7 @@ class Direct:
         return [], _ITSELF
 
     def _verified(self, runner: Runner, samples: list[Sample], what: str, judge: str) -> list[Compared]:
+        rows: list[Compared] = []
         try:
             rows = verify(runner, samples, self.settings.tolerance)
             require(rows, judge, what)
@@ -398,7 +439,6 @@ class Direct:
             if self.settings.verify == "strict":
                 raise named from None
             logger.warning("%s Served all the same, because verify is warn.", named)
-            return []
         return rows
 
 

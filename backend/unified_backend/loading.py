@@ -96,7 +96,9 @@ def describe(
         if source.format == "onnx":
             canonical = canonical_of_onnx(source, settings, lookup, reference)
         else:
-            canonical = direct(source, folder, settings, config, cache.store.memo).find(lookup, reference)
+            canonical = direct(source, folder.parent / "samples", settings, config, cache.store.memo).find(
+                lookup, reference
+            )
     with report.phase("prove"):
         batching = _batching(canonical, fixed_dims(config, canonical.signature), lookup, reference)
     completed, notes = complete(
@@ -106,10 +108,13 @@ def describe(
     return Described(source, snapshot, settings, canonical, batching, completed, report)
 
 
-def direct(source: Source, folder: Path, settings: Settings, config: Mapping[str, Any], memo: FileMemo) -> Direct:
+def direct(
+    source: Source, samples: Path | None, settings: Settings, config: Mapping[str, Any], memo: FileMemo
+) -> Direct:
     """A source that is not ONNX, described by its format, with the ways to serve it.
 
-    Samples of the user's are the `.npz` files in the folder `samples` beside the version folders.
+    Args:
+        samples: folder of the user's samples, `.npz` files with arrays under the inputs' names; it need not be there.
 
     Raises:
         SourceError: it cannot be read, or does not say what goes in and what comes out.
@@ -123,8 +128,8 @@ def direct(source: Source, folder: Path, settings: Settings, config: Mapping[str
         # What reads a file knows the file's name only.
         raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
     fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
-    samples = tuple((path, memo.digest(path)) for path in sorted((folder.parent / "samples").glob("*.npz")))
-    return Direct(source, description, settings, fixed, tuple(map(memo.digest, source.files)), samples)
+    found = tuple((path, memo.digest(path)) for path in sorted(samples.glob("*.npz"))) if samples else ()
+    return Direct(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
 
 
 def load(described: Described, cache: Cache) -> Loaded:

@@ -11,6 +11,7 @@ from unified_backend import __version__
 from unified_backend.cli import cache, toolchain
 from unified_backend.cli.build import build
 from unified_backend.cli.check import check
+from unified_backend.cli.convert import convert
 from unified_backend.cli.doctor import doctor
 from unified_backend.cli.inspect import inspect
 from unified_backend.cli.install import install, uninstall
@@ -32,6 +33,7 @@ app.command()(install)
 app.command()(uninstall)
 app.command()(check)
 app.command()(inspect)
+app.command()(convert)
 app.command()(doctor)
 app.command()(build)
 app.add_typer(cache.app, name="cache")

@@ -26,7 +26,9 @@ __all__ = ["inspect"]
 def inspect(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A model file, or a folder that holds one.")],
     signature: Annotated[str | None, typer.Option(help="The signature to show as served.")] = None,
-    tags: Annotated[str, typer.Option(help="Tags of the SavedModel's graph, comma-separated.")] = "",
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", "--tags", help="Tag of the SavedModel's graph; repeatable.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a model's format, inputs, outputs and all that its file tells, without loading it.
@@ -39,7 +41,7 @@ def inspect(
     """
     if not source.exists():
         raise Refused(f"{source} is not there", "there is no such file or folder", "Name a model file or its folder")
-    chosen = tuple(tag.strip() for tag in tags.split(",") if tag.strip())
+    chosen = tuple(tag.strip() for text in tags or () for tag in text.split(",") if tag.strip())
     try:
         result = _result(source, Settings(signature=signature, tags=chosen))
     except SourceError as error:

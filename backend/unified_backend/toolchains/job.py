@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
-from unified_backend.errors import ConversionError
+from unified_backend.errors import ConfigError, ConversionError
 
 __all__ = ["Done", "Limits", "run"]
 
@@ -60,6 +60,7 @@ def run(python: Path, worker: str, job: Mapping[str, Any], folder: Path, limits:
         label: the model, for messages and the log.
 
     Raises:
+        ConfigError: the worker says that a parameter is wrong.
         ConversionError: the worker failed, crashed, hung, answered garbage, or reached a limit.
     """
     began = time.monotonic()
@@ -73,6 +74,7 @@ def run(python: Path, worker: str, job: Mapping[str, Any], folder: Path, limits:
         if outcome is None:
             why = _death(child)
         elif outcome["event"] == "error":
+            _raise_own(outcome, label, folder)
             why = f"{outcome.get('type')}: {outcome.get('message')}"
         else:
             return Done(dict(outcome["result"]), time.monotonic() - began, watch.peak)
@@ -159,6 +161,15 @@ class _Watch:
                 f"it was not done after {self._limits.seconds:.0f} s",
                 'Raise the parameter "conversion_seconds", or convert it elsewhere',
             )
+
+
+def _raise_own(event: Mapping[str, Any], label: str, folder: Path) -> None:
+    """Raise what the worker itself raised, if it is an error of ours: it names the thing, the reason, the next step."""
+    parts = event.get("parts")
+    if isinstance(parts, list) and len(parts) == 3:
+        what, why, do = (_ascii(str(part), folder) for part in parts)
+        kind = ConfigError if event.get("type") == ConfigError.__name__ else ConversionError
+        raise kind(f"{label}: {what}", why, do)
 
 
 @contextmanager

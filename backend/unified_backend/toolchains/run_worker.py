@@ -61,7 +61,8 @@ def main(module: str, events: int, parent: int) -> None:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told
             with suppress(OSError):  # the disk may be full
                 traceback.print_exc()
-            tell("error", type=type(error).__name__, message=str(error)[:4000])
+            parts = [str(getattr(error, name, ""))[:4000] for name in ("what", "why", "do")]  # of an error of ours
+            tell("error", type=type(error).__name__, message=str(error)[:4000], parts=parts if all(parts) else None)
             raise SystemExit(1) from None
 
 

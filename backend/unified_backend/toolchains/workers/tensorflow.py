@@ -64,10 +64,11 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     signature = signature_of(job, opened)
     ranks = {name: array.ndim for name, array in found[0].outputs.items()}
     tell("converting")
+    lite = job["format"] == "tflite"
     large = options.pop("large_model", False) or opened.weights > LARGE
     if large:
         os.environ["TF2ONNX_CATCH_ERRORS"] = "false"  # tf2onnx's optimisers then work on the graph, not on a copy
-    large = large and job["format"] != "tflite"  # which is a message of less than 2 GB itself
+    large = large and not lite  # which is a message of less than 2 GB itself
     notes = [*opened.notes, *notes]
     try:
         frozen = opened.freeze(large)
@@ -80,7 +81,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     nchw = [*options.get("inputs_as_nchw", ()), *options.get("outputs_as_nchw", ())] if exported.model else []
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
-        "framework": f"tensorflow {tf.__version__}",
+        "framework": f"litert {versions['ai-edge-litert']}" if lite else f"tensorflow {tf.__version__}",
         "converter": f"tf2onnx {versions['tf2onnx']}",
         "versions": versions,
         "samples": write(found, folder, nchw),

@@ -1,0 +1,112 @@
+"""`triton-unified convert`: what a load makes of a source, as an ONNX file with a report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from unified_backend import logs
+from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts, print_json, print_rows, translated
+from unified_backend.converting import MODEL, REPORT
+from unified_backend.converting import convert as converted
+from unified_backend.errors import ConfigError, Refused
+from unified_backend.loading import ENGINES
+from unified_backend.settings import Settings, read_settings
+
+__all__ = ["convert"]
+
+_HEADINGS = ("output", "batch", "max abs", "max rel", "cosine", "top-1", "tolerance", "result")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A model file, or a folder that holds one.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for model.onnx and report.json.")],
+    signature: Annotated[str | None, typer.Option(help="Signature to convert (SavedModel, TensorFlow Lite).")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", "--tags", help="Tag of the SavedModel's graph; repeatable.")
+    ] = None,
+    inputs: Annotated[str | None, typer.Option(help="Tensors that are the inputs: image:0[1,224,224,3]")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Tensors that are the outputs: scores:0,boxes:0")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset to write.")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of .npz files with inputs, in place of seeded ones.")
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Any parameter of config.pbtxt; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model to ONNX, as a load does it, and say how far its answers are from the source framework's.
+
+    Exits with 0 if they agree, 1 if they do not or it cannot be converted, 2 if an option or the source is none.
+
+    Example:
+
+    triton-unified convert exported/saved_model --out converted
+    """
+    if not source.exists():
+        raise Refused(f"{source} is not there", "there is no such file or folder", "Name a model file or its folder")
+    if samples and not samples.is_dir():
+        raise Refused(f"{samples} is no folder", "samples are .npz files in a folder", "Name that folder")
+    options = {"signature": signature, "tags": ",".join(tags or ()), "inputs": inputs, "outputs": outputs}
+    options["opset"] = None if opset is None else str(opset)
+    given = {**dict(map(_pair, parameters or ())), **{name: value for name, value in options.items() if value}}
+    cache = opened()
+    logs.to_standard_error(logging.INFO)
+    began = time.monotonic()
+    console = Console(stderr=True, highlight=False)
+    with translated(cache), console.status(f"converting {source.name}"):
+        try:
+            settings = read_settings(source.name, given, tuple(ENGINES))
+            report = converted(source.absolute(), settings, samples, cache, out.absolute())
+        except ConfigError as error:
+            raise Refused(error.what, error.why, error.do) from None
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, out, settings, time.monotonic() - began)
+    if not report["passed"] and settings.verify == "strict":
+        raise typer.Exit(1)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise Refused(f'"{text}" is no parameter', "it has no name and value", "Write --parameter NAME=VALUE")
+    return name, value
+
+
+def _print(report: Mapping[str, Any], out: Path, settings: Settings, seconds: float) -> None:
+    facts = {"format": report["format"], "opset": str(report["opset"]), "nodes": str(report["nodes"])}
+    if report["versions"]:
+        facts["converted"] = (
+            f"by {report['converter']} in {report['seconds']:.1f} s and {amount(report['peak_rss_mb'] * 1e6)} of memory"
+        )
+        facts["compared with"] = report["reference"]
+    facts |= {f"note {number}": note for number, note in enumerate(report["notes"], 1)}
+    print_facts(facts)
+    print_rows(_HEADINGS, map(_cells, report["verified"]), right=_HEADINGS[1:-1])
+    if report["passed"] or settings.verify == "warn":
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.name != REPORT)
+        verdict = "PASSED" if report["passed"] else "FAILED, and written all the same, because verify is warn"
+        if not report["verified"] and report["passed"]:
+            verdict = "PASSED: it is ONNX already, there is nothing to compare"
+        typer.echo(f"{verdict}: {out / MODEL} ({amount(size)}) seconds={seconds:.1f}")
+    else:
+        typer.echo(f"FAILED: {report['failure']}\nThe errors are in {out / REPORT}; no model was written.")
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    def number(value: Any, form: str = ".1e") -> str:
+        return "-" if value is None else value if isinstance(value, str) else format(value, form)
+
+    batch = "-" if row["batch"] is None else str(row["batch"])
+    errors = [number(row["max_abs"]), number(row["max_rel"]), number(row["cosine"], ".6f"), number(row["top1"], ".0%")]
+    return [row["output"], batch, *errors, number(row["tolerance"]), "PASSED" if row["passed"] else "FAILED"]
