@@ -99,9 +99,10 @@ def _of_others(source: Source, samples: Path | None, lookup: Lookup) -> _Found:
     except VerificationError as error:
         passed, failure = False, str(error)
         # Once more, to have the errors of every output: the conversion itself is in the cache.
-        warned = dataclasses.replace(lookup.settings, verify="warn")
-        again: Direct = dataclasses.replace(form, settings=warned)
-        made = again.convert(toolchain, dataclasses.replace(lookup, settings=warned), Reference(source.label, warned))
+        unjudged = dataclasses.replace(lookup.settings, verify="report")
+        again: Direct = dataclasses.replace(form, settings=unjudged)
+        lookup = dataclasses.replace(lookup, settings=unjudged)
+        made = again.convert(toolchain, lookup, Reference(source.label, unjudged))
     rows = made.facts["verified"]
     report = {
         "framework": made.conversion["framework"],

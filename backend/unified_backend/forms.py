@@ -438,7 +438,8 @@ class Direct:
             named = VerificationError(f"{self.source.label}: {error.what}", error.why, error.do)
             if self.settings.verify == "strict":
                 raise named from None
-            logger.warning("%s Served all the same, because verify is warn.", named)
+            if self.settings.verify == "warn":
+                logger.warning("%s Accepted all the same, because verify is warn.", named)
         return rows
 
 

@@ -62,7 +62,8 @@ class Settings:
         opset: ONNX opset of a converted model; 0 for the newest that every rung accepts.
         converter: the exporter's own options by their own names, each with its value as JSON text.
         allow_unsafe: run code that a model file carries (the byte code of a Keras Lambda layer).
-        verify: `strict`: a model that differs from its source does not load; `warn`: it does, with a warning.
+        verify: `strict`: a model that differs from its source does not load; `warn`: it does, with a warning;
+            `report`, which no config can set: the errors are for the caller.
         tolerance: largest error accepted, relative to the output's largest value; None for the default of its type.
         conversion_seconds: time limit of a conversion.
         conversion_memory: memory limit of a conversion, in bytes.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from unified_backend import logs
 from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts, print_json, print_rows, translated
@@ -61,8 +60,7 @@ def convert(
     cache = opened()
     logs.to_standard_error(logging.INFO)
     began = time.monotonic()
-    console = Console(stderr=True, highlight=False)
-    with translated(cache), console.status(f"converting {source.name}"):
+    with translated(cache):
         try:
             settings = read_settings(source.name, given, tuple(ENGINES))
             report = converted(source.absolute(), settings, samples, cache, out.absolute())
