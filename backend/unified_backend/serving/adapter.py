@@ -15,6 +15,7 @@ from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.serving.executor import Executor
 from unified_backend.serving.memory import keep_freed_memory
 from unified_backend.serving.metrics import ServerMetrics
+from unified_backend.serving.parent import ending_with_the_server
 from unified_backend.serving.warmup import warm_up
 
 __all__ = ["ModelInstance", "complete_model_config"]
@@ -39,7 +40,7 @@ def complete_model_config(auto_complete_model_config: Any) -> Any:
     label = f"{config['name']}/{folder.name}"
     try:
         given = gives_max_batch_size(folder.parent / "config.pbtxt")
-        with open_cache() as cache:
+        with ending_with_the_server(), open_cache() as cache:
             described = describe(label, folder, config, cache, max_batch_size_given=given)
     except UnifiedError as error:
         raise pb_utils.TritonModelException(str(error)) from None
@@ -71,12 +72,13 @@ class ModelInstance:
         try:
             # Open for as long as the instance lives: nothing that it was loaded from is evicted.
             self._cache = cache = open_cache()
-            described = describe(label, folder, config, cache, max_batch_size_given=True)
-            _require_complete(label, config, described.config)
-            loaded = load(described, cache)
-            report = described.report
-            with report.phase("warm_up"):
-                plan = warm_up(loaded, cache)
+            with ending_with_the_server():
+                described = describe(label, folder, config, cache, max_batch_size_given=True)
+                _require_complete(label, config, described.config)
+                loaded = load(described, cache)
+                report = described.report
+                with report.phase("warm_up"):
+                    plan = warm_up(loaded, cache)
             cache.push_in_background()
         except UnifiedError as error:
             raise pb_utils.TritonModelException(str(error)) from None

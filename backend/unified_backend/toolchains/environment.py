@@ -79,7 +79,10 @@ def require(toolchain: Toolchain, root: Path, mode: str, label: str) -> Path:
             f"Run `triton-unified toolchain install {toolchain.name}`, or set the variable to auto",
         )
     logger.info("waiting model=%s for=toolchain name=%s", label, toolchain.name)
-    return install(toolchain, root)
+    try:
+        return install(toolchain, root)
+    except ToolchainError as error:
+        raise ToolchainError(f"{label}: {error.what}", error.why, error.do) from None
 
 
 def install(toolchain: Toolchain, root: Path, wheelhouse: Path | None = None) -> Path:

