@@ -73,6 +73,7 @@ def test_an_option_that_the_converter_has_not_got_is_refused_with_those_it_has(s
     assert "large_model" in message.replace("large_modle", "")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_conversion_ends_with_its_server(tmp_path: Path):
     """Asked to end, Triton waits for what is being loaded; killed, as by a supervisor after that, it takes it along."""
     (tmp_path / "models").mkdir()

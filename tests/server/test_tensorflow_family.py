@@ -86,16 +86,30 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(repository: Path) -> Iterator[Family]:
+    """All of them by way of the toolchain, as many at once as there are cores: two frameworks at work."""
     environment = tensorflow_models.toolchain_environment()
     with start_server(repository, environment, model_control_mode="explicit") as server:
-        for name in MODELS:
-            path = source(name)
+        yield Family(server, loaded(server, MODELS, 2))
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    """Those that an engine takes as they are, on a server without any toolchain."""
+    repository = tmp_path_factory.mktemp("direct") / "models"
+    repository.mkdir()
+    with start_server(repository, model_control_mode="explicit") as server:
+        yield Family(server, loaded(server, DIRECT, 3))
+
+
+def loaded(server: Triton, names: Sequence[str], at_once: int) -> dict[str, str]:
+    """Name -> why it does not load, "" if it does."""
+    for name in names:
+        path = source(name)
+        if not (server.repository / f"{name}.unified").exists():
             server.add_model(f"{name}.unified", {f"1/{path.name}": path})
-        with ThreadPoolExecutor(2) as pool:  # as many as there are cores: two frameworks at work at once
-            reasons = dict(
-                zip(MODELS, pool.map(lambda name: server.refusal_of(f"{name}.unified"), MODELS), strict=True)
-            )
-        yield Family(server, reasons)
+    with ThreadPoolExecutor(at_once) as pool:
+        reasons = pool.map(lambda name: server.refusal_of(f"{name}.unified"), names)
+        return dict(zip(names, reasons, strict=True))
 
 
 def samples(root: Path, name: str) -> list[Sample]:
@@ -136,27 +150,22 @@ def test_a_converted_model_answers_as_its_framework_does(converted: Family, name
 
 
 @pytest.mark.parametrize("name", DIRECT)
-def test_a_model_taken_as_it_is_answers_as_its_framework_does(triton: Triton, converted: Family, name: str):
-    """On a server without any toolchain."""
-    path = source(name)
-    with triton.serving(f"{name}.unified", {f"1/{path.name}": path}, config=None) as model:
-        assert_answers(triton, model, samples(converted.cache, name))
+def test_a_model_taken_as_it_is_answers_as_its_framework_does(direct: Family, converted: Family, name: str):
+    assert direct.reasons[name] == ""
+    assert_answers(direct.server, f"{name}.unified", samples(converted.cache, name))
 
 
-def test_two_frameworks_converted_at_once_within_their_memory(converted: Family):
+def test_two_frameworks_convert_at_once_within_their_memory(converted: Family):
     """Conversions began while others ran, and none took more than it was allowed."""
     log = converted.server.log_text()
-    running = 0
+    running: set[str] = set()
     most = 0
-    for text in log.splitlines():
-        if "converting model=" in text and "toolchain=" in text:
-            running += 1
-        most = max(most, running)
-        if "converted model=" in text:
-            running -= 1
-            peak = int(re.search(r"peak_rss_mb=(\d+)", text)[1])
-            assert 100 < peak < Settings().conversion_memory / 1e6
+    for what, model in re.findall(r"(converting|converted|not taken) model=(\S+)", log):
+        running = running | {model} if what == "converting" else running - {model}
+        most = max(most, len(running))
     assert most == 2
+    peaks = [int(peak) * 1e6 for peak in re.findall(r"peak_rss_mb=(\d+)", log)]
+    assert 0 < max(peaks) < Settings().conversion_memory
 
 
 def test_one_network_answers_the_same_from_each_of_its_formats(converted: Family):
@@ -184,8 +193,7 @@ def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model
     converted: Family, repository: Path
 ):
     with start_server(repository, tensorflow_models.toolchain_environment(), model_control_mode="explicit") as again:
-        for name in MODELS:
-            again.load(f"{name}.unified")
+        assert loaded(again, MODELS, 3) == dict.fromkeys(MODELS, "")
         log, mapped = again.log_text(), mapped_files(again.running.pid)
         lines = {name: line(again, "loaded", name) for name in MODELS}
         assert_answers(again, "lstm.unified", samples(converted.cache, "lstm"))
@@ -194,5 +202,5 @@ def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model
     assert not [path for path in mapped if "tensorflow" in path.lower() and "openvino" not in path]
     for name, text in lines.items():
         assert "=made" not in text, text
-        assert sum(map(float, re.findall(r"\b\w+_s=([\d.]+)", text))) < 1, text
-        assert name in text
+        # What is ours: Triton takes more than a second itself to start and end a Python model's processes.
+        assert sum(map(float, re.findall(r"\b\w+_s=([\d.]+)", text))) < 1, f"{name}: {text}"
