@@ -17,5 +17,6 @@ if [ -z "${FORCE:-}${CI:-}" ] && [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$state
     exit 0
 fi
 rm -f "$stamp"
-.venv/bin/python -m pytest -n 2 --dist loadfile
+# Three on two cores: tests of servers wait half of their time for processes to start and end.
+.venv/bin/python -m pytest -n 3 --dist loadfile
 printf '%s\n%s\n' "$state" "$(date)" >"$stamp"

@@ -143,6 +143,11 @@ def line(server: Triton, what: str, name: str) -> str:
     return next(text for text in server.log_text().splitlines() if f"{what} model={name}.unified/1 " in text)
 
 
+def seconds(text: str) -> float:
+    """Of a load's phases together, as its line has them; conversion is a part of describing."""
+    return sum(float(value) for phase, value in re.findall(r"\b(\w+)_s=([\d.]+)", text) if phase != "convert")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_converted_model_answers_as_its_framework_does(converted: Family, name: str):
     assert converted.reasons[name] == ""
@@ -202,5 +207,7 @@ def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model
     assert not [path for path in mapped if "tensorflow" in path.lower() and "openvino" not in path]
     for name, text in lines.items():
         assert "=made" not in text, text
-        # What is ours: Triton takes more than a second itself to start and end a Python model's processes.
-        assert sum(map(float, re.findall(r"\b\w+_s=([\d.]+)", text))) < 1, f"{name}: {text}"
+        # What is ours: Triton takes more than a second itself to start and end a Python model's processes. On a machine
+        # that has other things to do, all takes longer: then a small part of what the first load took.
+        first = seconds(line(converted.server, "described", name)) + seconds(line(converted.server, "loaded", name))
+        assert seconds(text) < max(1, 0.3 * first), f"{name}: {text}"
