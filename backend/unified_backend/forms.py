@@ -196,11 +196,16 @@ class Direct:
         )
 
     def _obstacle(self) -> str:
+        """Why there is no way at all."""
+        chosen, form = self.settings.engine, self.source.format
         reasons = [f"{engine.name}: {reason}" for engine in self.engines() if (reason := engine.unusable())]
-        takers = [name for name, engine in ENGINES.items() if self.source.format in engine.accepts]
-        if not takers:
-            return f"{self.source.format} is recognised, and none of {', '.join(ENGINES)} takes it as it is"
-        return "; ".join(reasons) or f'parameter "engine" is "{self.settings.engine}", and {", ".join(takers)} takes it'
+        if toolchain := toolchain_for(form):
+            if chosen != "auto" and "onnx" not in ENGINES[chosen].accepts:
+                takers = [name for name, engine in ENGINES.items() if form in engine.accepts]
+                reasons.append(f'parameter "engine" is "{chosen}", and {", ".join(takers) or "none"} takes it as it is')
+            elif toolchain_mode() == "off":
+                reasons.append(f"TRITON_UNIFIED_TOOLCHAINS is off, and the toolchain {toolchain.name} would convert it")
+        return "; ".join(reasons) or f"{form} is recognised, and none of {', '.join(ENGINES)} takes it as it is"
 
     def _form(
         self, way: Engine | Toolchain, lookup: Lookup, reference: Reference, required: bool, tried: Sequence[str] = ()
