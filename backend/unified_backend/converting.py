@@ -53,7 +53,7 @@ def convert(source: Path, settings: Settings, samples: Path | None, cache: Cache
         the report.
 
     Raises:
-        Refused: `out` holds other files.
+        Refused: `out` holds other files, or cannot be written.
         SourceError: no model, several, or one that cannot be read.
         ConfigError: a parameter names what the model or the converter has not got.
         ToolchainError: the toolchain that is needed is missing.
@@ -73,7 +73,12 @@ def convert(source: Path, settings: Settings, samples: Path | None, cache: Cache
         **_graph_facts(made.path),
         **made.report,
     }
-    _write(out, made.path if report["passed"] or settings.verify == "warn" else None, report)
+    try:
+        _write(out, made.path if report["passed"] or settings.verify == "warn" else None, report)
+    except OSError as error:
+        raise Refused(
+            f"{out} cannot be written", error.strerror or str(error), "Name a folder that can be, or make room"
+        ) from None
     return report
 
 

@@ -123,3 +123,10 @@ def test_onnx_is_written_as_engines_take_it(tmp_path):
     assert "nothing to compare" in output
     assert report(tmp_path)["operators"] == {"Relu": 1}
     assert onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx").get_inputs()[0].name == "x"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "relu").write_bytes(parser.parse_model(RELU).SerializeToString())
+    done = command(tmp_path, "convert", tmp_path / "relu", "--out", "/proc/converted")
+    assert done.returncode == 2
+    assert "/proc/converted cannot be written" in done.stderr
