@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -13,11 +14,15 @@ from typing import Any
 
 from unified_backend.cache import Cache, Snapshot
 from unified_backend.conversion.interface import graphs_of
-from unified_backend.errors import Refused, SourceError, VerificationError
+from unified_backend.engines.sessions import runtime_version
+from unified_backend.errors import ConversionError, Refused, SourceError, ToolchainError, VerificationError
 from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.formats.description import Description
 from unified_backend.formats.onnx import read_model
-from unified_backend.forms import Direct, Reference, canonical_of_onnx
-from unified_backend.loading import direct
+from unified_backend.formats.parameters import refuse_unused
+from unified_backend.forms.converted import converted
+from unified_backend.forms.reference import Reference, canonical_of_onnx
+from unified_backend.loading import foreign
 from unified_backend.lookups import Lookup, Report
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature, TensorSpec
@@ -34,14 +39,21 @@ class _Found:
 
     path: Path
     signature: Signature
-    inner: Mapping[str, str]
+    description: Description | None
     report: Mapping[str, Any]
+
+    def signature_facts(self) -> dict[str, Any]:
+        """Inputs and outputs with their tensors in the source, and the key of the source's signature if it has any."""
+        inner = self.description.inner if self.description else {}
+        key = self.description.job.get("signature") if self.description else None
+        sides = {side: [_row(spec, inner) for spec in getattr(self.signature, side)] for side in ("inputs", "outputs")}
+        return {"name": key, **sides}
 
 
 def convert(source: Path, settings: Settings, samples: Path | None, cache: Cache, out: Path) -> dict[str, Any]:
     """Write `model.onnx`, its external data if it has any, and `report.json` into a folder.
 
-    A model that does not compute what its source does leaves a report alone, which says by how much.
+    A model that cannot be converted, or does not compute what its source does, leaves a report alone, which says why.
 
     Args:
         source: a file, or a folder that holds one model.
@@ -59,34 +71,37 @@ def convert(source: Path, settings: Settings, samples: Path | None, cache: Cache
         ToolchainError: the toolchain that is needed is missing.
         ConversionError: it cannot be converted.
     """
-    _refuse_foreign_files(out)
+    _refuse_unusable(out)
+    try:
+        path, report = _converted(source, settings, samples, cache)
+    except (ConversionError, SourceError, ToolchainError) as error:
+        # An earlier conversion's model beside this one's failure would be taken for its result.
+        _write(out, None, {"source": source.name, "verified": [], "passed": False, "failure": str(error)})
+        raise
+    _write(out, path if report["passed"] or settings.verify == "warn" else None, report)
+    return report
+
+
+def _converted(source: Path, settings: Settings, samples: Path | None, cache: Cache) -> tuple[Path, dict[str, Any]]:
     folder, chosen = (source, None) if source.is_dir() else (source.parent, source.name)
     found = find_source(source.name, folder, cache.store.memo, chosen)
+    refuse_unused(found.format, settings, found.label)
     lookup = Lookup(found.label, Snapshot(cache.store.memo, found.files), settings, cache, Report())
     made = _of_onnx(found, lookup) if found.format == "onnx" else _of_others(found, samples, lookup)
-    report = {
+    return made.path, {
         "format": found.format,
         "files": {path.relative_to(folder).as_posix(): cache.store.memo.digest(path) for path in found.files},
-        "signature": {
-            side: [_row(spec, made.inner) for spec in getattr(made.signature, side)] for side in ("inputs", "outputs")
-        },
+        "signature": made.signature_facts(),
         **_graph_facts(made.path),
         **made.report,
     }
-    try:
-        _write(out, made.path if report["passed"] or settings.verify == "warn" else None, report)
-    except OSError as error:
-        raise Refused(
-            f"{out} cannot be written", error.strerror or str(error), "Name a folder that can be, or make room"
-        ) from None
-    return report
 
 
 def _of_onnx(source: Source, lookup: Lookup) -> _Found:
     """ONNX needs no conversion: repaired where an engine would not take it, else the file itself."""
     canonical = canonical_of_onnx(source, lookup.settings, lookup, Reference(source.label, lookup.settings))
     nothing = {"versions": {}, "seconds": 0.0, "peak_rss_mb": 0, "reference": None, "verified": [], "passed": True}
-    return _Found(canonical.path, canonical.signature, {}, {**nothing, "notes": list(canonical.notes)})
+    return _Found(canonical.path, canonical.signature, None, {**nothing, "notes": list(canonical.notes)})
 
 
 def _of_others(source: Source, samples: Path | None, lookup: Lookup) -> _Found:
@@ -97,22 +112,22 @@ def _of_others(source: Source, samples: Path | None, lookup: Lookup) -> _Found:
             "no toolchain takes them",
             "Export the model as ONNX",
         )
-    form = direct(source, samples, lookup.settings, {}, lookup.cache.store.memo)
+    form = foreign(source, samples, lookup.settings, {}, lookup.cache.store.memo)
     passed, failure = True, ""
     try:
-        made = form.convert(toolchain, lookup, Reference(source.label, lookup.settings))
+        made = converted(form, toolchain, lookup, Reference(source.label, lookup.settings))
     except VerificationError as error:
         passed, failure = False, str(error)
         # Once more, to have the errors of every output: the conversion itself is in the cache.
         unjudged = dataclasses.replace(lookup.settings, verify="report")
-        again: Direct = dataclasses.replace(form, settings=unjudged)
+        form = dataclasses.replace(form, settings=unjudged)
         lookup = dataclasses.replace(lookup, settings=unjudged)
-        made = again.convert(toolchain, lookup, Reference(source.label, unjudged))
+        made = converted(form, toolchain, lookup, Reference(source.label, unjudged))
     rows = made.facts["verified"]
     report = {
         "framework": made.conversion["framework"],
         "converter": made.conversion["converter"],
-        "versions": made.conversion["versions"],
+        "versions": {**made.conversion["versions"], "onnxruntime": runtime_version()},
         "seconds": made.conversion["seconds"],
         "peak_rss_mb": made.conversion["peak_rss_mb"],
         "notes": made.facts["notes"],
@@ -121,7 +136,7 @@ def _of_others(source: Source, samples: Path | None, lookup: Lookup) -> _Found:
         "passed": passed and all(row["passed"] for row in rows),
         **({"failure": failure} if failure else {}),
     }
-    return _Found(made.path, Signature.from_json(made.facts["signature"]), form.description.inner, report)
+    return _Found(made.path, Signature.from_json(made.facts["signature"]), form.description, report)
 
 
 def _graph_facts(path: Path) -> dict[str, Any]:
@@ -141,34 +156,45 @@ def _row(spec: TensorSpec, inner: Mapping[str, str]) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": shape, "tensor": inner.get(spec.name, spec.name)}
 
 
-def _refuse_foreign_files(out: Path) -> None:
+def _refuse_unusable(out: Path) -> None:
     """
     Raises:
-        Refused: it is no folder, or there are files in it that no conversion wrote.
+        Refused: it is no folder, there are files in it that no conversion wrote, or nothing can be written beside it.
     """
-    if not out.exists() or (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
-        return
-    raise Refused(
-        f"{out} cannot take the model",
-        "it holds other files" if out.is_dir() else "it is a file",
-        "Name a folder that is empty or not there yet, or one of an earlier conversion",
-    )
+    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
+        raise Refused(
+            f"{out} cannot take the model",
+            "it holds other files" if out.is_dir() else "it is a file",
+            "Name a folder that is empty or not there yet, or one of an earlier conversion",
+        )
+    parent = next(path for path in out.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        why = "no file may be made there" if parent.is_dir() else "it is no folder"
+        raise Refused(f"{out} cannot be written", f"{parent}: {why}", "Name a folder elsewhere")
 
 
 def _write(out: Path, model: Path | None, report: Mapping[str, Any]) -> None:
-    """Write the files, whole or not at all; those of an earlier conversion go."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        if model is not None:
-            for relative, path in _files(model).items():
+    """Write the files, whole or not at all; those of an earlier conversion go.
+
+    Raises:
+        Refused: the disk is full, or the folder cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            for relative, path in (_files(model) if model else {}).items():
                 (made / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, made / relative)
-        (made / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        if out.exists():
-            out.rename(Path(scratch) / "earlier")
-        made.rename(out)
+            (made / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+            if out.exists():
+                out.rename(Path(scratch) / "earlier")
+            made.rename(out)
+    except OSError as error:
+        raise Refused(
+            f"{out} cannot be written", error.strerror or str(error), "Name a folder that can be, or make room"
+        ) from None
 
 
 def _files(model: Path) -> dict[str, Path]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,16 @@ from unified_backend.cache.manifest import DamagedError, Manifest
 from unified_backend.cache.remote import RemoteError
 from unified_backend.completion import fixed_dims
 from unified_backend.formats import Source, find_source
-from unified_backend.forms import ENGINES, Direct
-from unified_backend.loading import direct
+from unified_backend.formats.parameters import refuse_unused
+from unified_backend.forms.converted import key_of_conversion, key_of_converted
+from unified_backend.forms.direct import key_of_direct
+from unified_backend.forms.foreign import Foreign
+from unified_backend.forms.ladder import ways
+from unified_backend.forms.reference import ENGINES
+from unified_backend.loading import foreign
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
-from unified_backend.settings import read_settings
+from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.catalogue import Toolchain
 
@@ -76,48 +82,65 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     """
     settings = read_settings(label, parameters(config), tuple(ENGINES))
     source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
+    refuse_unused(source.format, settings, label)
     lookup = _Lookup(label, cache)
     snapshot = Snapshot(cache.store.memo, source.files)
     if source.format != "onnx":
-        forms = direct(source, folder.parent / "samples", settings, config, cache.store.memo)
-        return Explanation(source, _other_entries(forms, config, cache, lookup))
+        other = foreign(source, folder.parent / "samples", settings, config, cache.store.memo)
+        return Explanation(source, _entries_of_other(other, config, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
-    entries = [lookup.explained("canonical", canonical)]
-    if facts := lookup.facts(canonical):
-        fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
-        entries.append(lookup.explained("batching", batching_key(canonical.digest, fixed)))
-    else:
-        reason = "it depends on the model's inputs, which the canonical entry will tell"
-        entries.append(Explained("batching", None, "unknown", reason))
+    entry = lookup.explained("canonical", canonical)
+    return Explanation(source, [entry, *_entries_after(canonical, settings, config, lookup)])
+
+
+def _entries_of_other(other: Foreign, config: Mapping[str, Any], cache: Cache, lookup: _Lookup) -> list[Explained]:
+    """Entries of a source that is not ONNX: of the first way whose entries are there, which a load takes; else of all,
+    of which it takes the first that works.
+    """
+    entries: list[Explained] = []
+    for way in ways(other):
+        if isinstance(way, Toolchain):
+            made = lookup.explained("conversion", key_of_conversion(other, way))
+            key = key_of_converted(other, way, cache.store.memo)
+            failure = (lookup.facts(made.key) or {}).get("failure") if made.key else None
+            if failure:
+                reason = f"it failed, and is not tried again; a load goes on to the next engine: {failure}"
+                entries.append(dataclasses.replace(made, reason=reason))
+                continue
+            mine = [made, lookup.explained("canonical", key)]
+            after = partial(_entries_after, key, other.settings, config, lookup)
+        else:
+            key = key_of_direct(other, way)
+            mine = [lookup.explained(f"direct {way.name}", key)]
+            after = partial(_batching, key, config, lookup)
+        if all(entry.state in ("cached", "remote") for entry in mine):
+            return [*mine, *after()]
+        entries += mine
+    return entries
+
+
+def _entries_after(
+    canonical: Key, settings: Settings, config: Mapping[str, Any], lookup: _Lookup
+) -> Iterator[Explained]:
+    """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine."""
+    yield from _batching(canonical, config, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
         if reason := engine.unusable() or "":
-            entries.append(Explained(f"engine {name}", None, "unknown", reason))
+            yield Explained(f"engine {name}", None, "unknown", reason)
         else:
-            entries.append(lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings)))
+            yield lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings))
             break  # the rungs below it are built only where it fails
-    return Explanation(source, entries)
 
 
-def _other_entries(forms: Direct, config: Mapping[str, Any], cache: Cache, lookup: _Lookup) -> list[Explained]:
-    """Entries of a source that is not ONNX: of each way to serve it, up to one whose entries are there."""
-    entries: list[Explained] = []
-    for way in forms.ways():
-        if isinstance(way, Toolchain):
-            entries.append(lookup.explained("conversion", forms.conversion_key(way)))
-            title, key, engine = "canonical", forms.converted_key(way, cache.store.memo), ENGINES["onnxruntime"]
-        else:
-            title, key, engine = f"direct {way.name}", forms.key(way), way
-        entries.append(lookup.explained(title, key))
-        if facts := lookup.facts(key):
-            fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
-            entries.append(lookup.explained("batching", batching_key(key.digest, fixed)))
-            if isinstance(way, Toolchain):
-                built = engine_key(key.digest, engine, forms.settings)
-                entries.append(lookup.explained(f"engine {engine.name}", built))
-            break
-    return entries
+def _batching(canonical: Key, config: Mapping[str, Any], lookup: _Lookup) -> Iterator[Explained]:
+    if facts := lookup.facts(canonical):
+        fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
+        yield lookup.explained("batching", batching_key(canonical.digest, fixed))
+    else:
+        reason = "it depends on the model's inputs, which the canonical entry will tell"
+        yield Explained("batching", None, "unknown", reason)
 
 
 class _Lookup:

@@ -23,7 +23,10 @@ from unified_backend.errors import (
     VerificationError,
 )
 from unified_backend.formats import FORMATS, Source, find_source
-from unified_backend.forms import ENGINES, Direct, Reference, canonical_of_onnx
+from unified_backend.formats.parameters import refuse_unused
+from unified_backend.forms.foreign import Foreign
+from unified_backend.forms.ladder import find
+from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.lookups import Lookup, Make, Report
 from unified_backend.model_keys import batching_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
@@ -32,7 +35,7 @@ from unified_backend.settings import Settings, cache_settings, default_max_batch
 from unified_backend.tensors import Signature
 from unified_backend.verification import require, samples_of, verify
 
-__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "direct", "load", "open_cache"]
+__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "foreign", "load", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ def describe(
         settings = dataclasses.replace(settings, require_cached=True)
     with report.phase("detect"):
         source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
+        refuse_unused(source.format, settings, label)
         snapshot = Snapshot(cache.store.memo, source.files)
     lookup = Lookup(label, snapshot, settings, cache, report)
     reference = Reference(label, settings)
@@ -96,9 +100,8 @@ def describe(
         if source.format == "onnx":
             canonical = canonical_of_onnx(source, settings, lookup, reference)
         else:
-            canonical = direct(source, folder.parent / "samples", settings, config, cache.store.memo).find(
-                lookup, reference
-            )
+            samples = folder.parent / "samples"
+            canonical = find(foreign(source, samples, settings, config, cache.store.memo), lookup, reference)
     with report.phase("prove"):
         batching = _batching(canonical, fixed_dims(config, canonical.signature), lookup, reference)
     completed, notes = complete(
@@ -108,10 +111,10 @@ def describe(
     return Described(source, snapshot, settings, canonical, batching, completed, report)
 
 
-def direct(
+def foreign(
     source: Source, samples: Path | None, settings: Settings, config: Mapping[str, Any], memo: FileMemo
-) -> Direct:
-    """A source that is not ONNX, described by its format, with the ways to serve it.
+) -> Foreign:
+    """A source that is not ONNX, described by its format.
 
     Args:
         samples: folder of the user's samples, `.npz` files with arrays under the inputs' names; it need not be there.
@@ -129,7 +132,7 @@ def direct(
         raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
     fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
     found = tuple((path, memo.digest(path)) for path in sorted(samples.glob("*.npz"))) if samples else ()
-    return Direct(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
+    return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
 
 
 def load(described: Described, cache: Cache) -> Loaded:

@@ -1,15 +1,18 @@
-"""Seeded inputs for a signature: what a model is tried with when nobody gave samples."""
+"""What a model is tried with: the user's samples, or seeded inputs for its signature."""
 
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
+from unified_backend.errors import ConfigError
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["FixedDims", "Recipe", "recipes"]
+__all__ = ["FixedDims", "Recipe", "from_file", "recipes"]
 
 FixedDims = Mapping[str, Mapping[int, int]]
 
@@ -74,3 +77,51 @@ def recipes(signature: Signature, fixed: FixedDims, batch: int | None) -> Iterat
             shapes.append(tried)
             integers = any(spec.dtype.startswith(("INT", "UINT")) for spec in signature.inputs)
             yield from (Recipe(free, bound) for bound in (_INTEGER_BOUNDS if integers else _INTEGER_BOUNDS[:1]))
+
+
+def from_file(path: Path, signature: Signature) -> dict[str, Array]:
+    """The user's inputs in an `.npz` file: one array for each input, under its name.
+
+    Returns:
+        arrays of the inputs' types; strings as objects.
+
+    Raises:
+        ConfigError: the file is damaged, lacks an input, or has one of another type or shape.
+    """
+    names = ", ".join(spec.name for spec in signature.inputs)
+    do = "Save it with numpy.savez(path, **{input name: array}), without arrays of Python objects"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        why = "it holds Python objects" if "pickle" in why else why
+        raise ConfigError(f"the sample {path.name} cannot be read", why, do) from None
+    feeds = {}
+    for spec in signature.inputs:
+        if spec.name not in found:
+            why = f"it holds {', '.join(found) or 'nothing'}, and the model's inputs are {names}"
+            raise ConfigError(f"the sample {path.name} has no array named {spec.name}", why, do)
+        array = found[spec.name]
+        if not _fits(array, spec):
+            shape = "any shape" if spec.shape is None else str([_size(size) for size in spec.shape])
+            why = f"{spec.name} is {array.dtype} {list(array.shape)}, and the model takes {spec.dtype} {shape}"
+            raise ConfigError(f"the sample {path.name} does not fit the model", why, "Correct the sample")
+        feeds[spec.name] = array.astype(object if spec.dtype == "STRING" else spec.numpy)
+    return feeds
+
+
+def _fits(array: Array, spec: TensorSpec) -> bool:
+    """Whether an array has the input's shape, and a type that becomes the input's without a change of kind."""
+    if (array.dtype.kind in "SU") is not (spec.dtype == "STRING"):
+        return False
+    if spec.dtype != "STRING" and not np.can_cast(array.dtype, spec.numpy, "same_kind"):
+        return False
+    if spec.shape is None:
+        return True
+    sizes = zip(array.shape, spec.shape, strict=False)
+    return array.ndim == len(spec.shape) and all(not isinstance(size, int) or size == mine for mine, size in sizes)
+
+
+def _size(size: int | str | None) -> int:
+    return size if isinstance(size, int) else -1

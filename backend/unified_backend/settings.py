@@ -21,6 +21,7 @@ __all__ = [
     "Settings",
     "cache_settings",
     "default_max_batch_size",
+    "is_session_option",
     "parse_bytes",
     "read_settings",
     "toolchain_directory",
@@ -167,13 +168,18 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
                 raise ConfigError(
                     f'{label}: parameter "{name}" is "{text}"', str(error), f"Correct it in config.pbtxt: {_line(name)}"
                 ) from None
-        elif name.startswith(_SESSION_PREFIXES):
+        elif is_session_option(name):
             session_options.append((name, text))
         elif name not in _TRITON_OWN:
             _warn_unknown(label, name, tuple(parsers))
     if "memory.enable_memory_arena_shrinkage" in values:
         values["arena_shrinkage"] = values.pop("memory.enable_memory_arena_shrinkage")
     return Settings(**values, session_options=tuple(session_options))
+
+
+def is_session_option(name: str) -> bool:
+    """Whether a parameter is one of ONNX Runtime's session configuration entries, which are passed through."""
+    return name.startswith(_SESSION_PREFIXES)
 
 
 def cache_settings(environment: Mapping[str, str] | None = None) -> CacheSettings:

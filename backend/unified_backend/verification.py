@@ -11,12 +11,23 @@ import numpy as np
 
 from unified_backend.engines import Runner
 from unified_backend.errors import EngineError, RequestError, VerificationError
-from unified_backend.samples import FixedDims, recipes
+from unified_backend.samples import FixedDims, from_file, recipes
 from unified_backend.tensors import Array, Signature
 
-__all__ = ["BATCHES", "RECIPE", "Compared", "Sample", "compare", "read_samples", "require", "samples_of", "verify"]
+__all__ = [
+    "BATCHES",
+    "RECIPE",
+    "Compared",
+    "Sample",
+    "compare",
+    "read_samples",
+    "require",
+    "require_steady",
+    "samples_of",
+    "verify",
+]
 
-RECIPE = 1  # part of the keys of what was verified: raised when the same answers would be judged otherwise
+RECIPE = 2  # part of the keys of what was verified: raised when the same answers would be judged otherwise
 BATCHES = (1, 3)  # sizes that a model with an open first dimension is tried at
 
 # The largest error accepted, relative to the largest value of the output. Kernels sum in different orders: FP32 models
@@ -166,13 +177,42 @@ def require(rows: Sequence[Compared], reference: str, what: str) -> None:
     )
 
 
-def samples_of(runner: Runner, fixed: FixedDims) -> list[Sample]:
-    """Seeded inputs that a runner takes, with its answers: at several batch sizes where its first dimension is open.
+def require_steady(runner: Runner, sample: Sample, tolerance: float | None = None) -> None:
+    """Refuse what answers otherwise when it is asked again: nothing can be proven of it.
+
+    Raises:
+        VerificationError: an output of the second run differs from the first one's; names it.
+    """
+    names = [spec.name for spec in runner.signature.outputs]
+    one, other = (runner.run(sample.feeds, names) for _ in range(2))
+    for spec, first, second in zip(runner.signature.outputs, one, other, strict=True):
+        row = compare(spec.name, sample.batch, spec.dtype, first, second, tolerance)
+        if not row.passed:
+            raise VerificationError(
+                "the model answers otherwise each time",
+                f"output {spec.name} of two runs on the same input differs by {row.max_abs:.2g}: it is random by "
+                "design, or keeps a state",
+                'Set parameter "verify" to "warn" to serve it all the same, unproven',
+            )
+
+
+def samples_of(runner: Runner, fixed: FixedDims, given: Sequence[Path] = ()) -> list[Sample]:
+    """Inputs that a runner takes, with its answers.
+
+    Args:
+        given: the user's samples; in place of seeded ones, which are at several batch sizes where the first dimension
+            of each input is open.
 
     Returns:
-        nothing where no sample input runs.
+        nothing where no seeded input runs.
+
+    Raises:
+        ConfigError: a sample of the user's does not fit the model.
+        RequestError: it does not run on it.
     """
     signature = runner.signature
+    if given:
+        return [_answered(runner, from_file(path, signature), None) for path in given]
     for recipe in recipes(signature, fixed, 1 if _open_batch(signature) else None):
         try:
             sizes = BATCHES if _open_batch(signature) else (None,)

@@ -85,24 +85,65 @@ def test_what_differs_leaves_a_report_and_no_model_unless_that_is_asked_for(tmp_
         ("two_signatures", (), 1, "scale, shift"),
         ("two_signatures", ("--signature", "encode"), 1, "scale, shift"),
         ("classifier.h5", ("-p", 'converter={"large_modle": true}'), 2, "large_model"),
+        ("classifier.h5", ("-p", "engine=openvino"), 2, "has no effect here"),
+        ("classifier.h5", ("--signature", "x"), 2, "a Keras model is served with all of its outputs"),
+        ("frozen.pb", ("--signature", "x"), 2, "a GraphDef has neither signatures nor tags"),
+        ("float.tflite", ("--tag", "x"), 2, "has no tags"),
+        ("classifier.h5", ("--samples", "."), 2, "samples"),
         ("classifier.h5", ("-p", "opset"), 2, "NAME=VALUE"),
         ("classifier.h5", ("-p", "tolerance=none"), 2, "above 0"),
         ("lambda.h5", (), 1, "allow_unsafe"),
         ("only.weights.h5", (), 1, "weights"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_leaves_nothing(tmp_path, name, options, code, words):
+def test_what_cannot_be_done_is_said_and_leaves_no_model(tmp_path, name, options, code, words):
+    """A wrong option leaves nothing at all; a model that cannot be converted a report that says so."""
     found, output, log = convert(tmp_path, tensorflow_models.path(name), *options)
     assert (found, output) == (code, "")
     assert words in log.splitlines()[-1]
     assert "Traceback" not in log
-    assert not (tmp_path / "out").exists()
+    if code == 2:
+        assert not (tmp_path / "out").exists()
+    else:
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+        assert not report(tmp_path)["passed"]
+        assert words in report(tmp_path)["failure"]
+
+
+def test_a_failure_leaves_no_model_of_an_earlier_conversion(tmp_path):
+    assert convert(tmp_path, tensorflow_models.path("two_heads.keras"))[0] == 0
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    assert convert(tmp_path, tensorflow_models.path("unconvertible"))[0] == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (None, "mine.npz cannot be read"),
+        ({"other": np.zeros((1, 6), np.float32)}, "no array named"),
+        ({"x": np.zeros((1, 7, 2), np.float32)}, "does not fit the model"),
+        ({"x": np.zeros((1, 2), complex)}, "does not fit the model"),
+        ({"x": np.array([[object()]])}, "Python objects"),
+    ],
+)
+def test_a_wrong_sample_is_named_with_the_reason(tmp_path, arrays, words):
+    (tmp_path / "samples").mkdir()
+    if arrays is None:
+        (tmp_path / "samples" / "mine.npz").write_bytes(b"PK\x03\x04 cut")
+    else:
+        np.savez(tmp_path / "samples" / "mine.npz", **arrays)
+    source = tensorflow_models.path("two_signatures")
+    code, _, log = convert(tmp_path, source, "--signature", "shift", "--samples", str(tmp_path / "samples"))
+    assert code == 2, log
+    assert words in log.splitlines()[-1]
 
 
 def test_a_signature_and_an_opset_are_chosen(tmp_path):
     code, _, log = convert(tmp_path, tensorflow_models.path("two_signatures"), "--signature", "shift", "--opset", "15")
     assert code == 0, log
     told = report(tmp_path)
+    assert told["signature"]["name"] == "shift"
     assert [row["name"] for row in told["signature"]["outputs"]] == ["shifted"]
     assert told["opset"] == 15
 

@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading_worker import answer, config, in_own_process, loaded, namespaces, write_model
 from onnx import TensorProto, helper, numpy_helper
-from unified_backend import batching, forms, hosts, loading
+from unified_backend import batching, hosts, loading
 from unified_backend.cache import Cache, FileMemo, Key, Snapshot
 from unified_backend.conversion import normalise
 from unified_backend.engines import Canonical
 from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.errors import CacheFullError, SourceChangedError
 from unified_backend.formats import Source, find_source
+from unified_backend.forms import reference
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
@@ -353,8 +354,8 @@ def replace_during(patch: pytest.MonkeyPatch, place: object, name: str, folder: 
 @pytest.mark.parametrize(
     ("place", "name", "published"),
     [
-        (forms, "normalise", 0),
-        (forms, "open_reference", 0),
+        (reference, "normalise", 0),
+        (reference, "open_reference", 0),
         (loading, "prove_batching", 1),
         (OnnxRuntime, "build", 2),
     ],

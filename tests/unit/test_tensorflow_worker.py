@@ -204,7 +204,7 @@ def test_samples_of_the_user_take_the_place_of_seeded_ones(run, tmp_path):
 
 def test_a_sample_without_an_input_is_named(run, tmp_path):
     np.savez(tmp_path / "mine.npz", picture=np.zeros(3))
-    with pytest.raises(ConversionError, match=r"mine\.npz has no array named image"):
+    with pytest.raises(ConfigError, match=r"mine\.npz has no array named image"):
         run(*made("classifier.keras"), samples=(tmp_path / "mine.npz",))
 
 

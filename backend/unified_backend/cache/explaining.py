@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from unified_backend.cache.manifest import Manifest
 __all__ = ["ABSENT", "Difference", "closest", "differences"]
 
 ABSENT = object()
+_MADE_OF = re.compile(r"(files\[|canonical$|conversion$)")  # fields with digests of what an entry is made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,21 @@ class Difference:
 def closest(
     key: Key, manifests: Iterable[Manifest], preferred: Collection[str], made_for: Callable[[Manifest], bool]
 ) -> Manifest | None:
-    """The entry of this key's kind that shares most fields with it.
+    """The entry of this key's kind that shares most fields with it, made for this model or of the same bytes.
 
     Args:
         preferred: digests of entries that the model used before: one of these goes before any other.
         made_for: whether an entry was made for the model: these come next.
     """
     wanted = _leaves(key.fields)
+    made_of = {name: value for name, value in wanted.items() if _MADE_OF.match(name)}
+
+    def related(manifest: Manifest) -> bool:
+        if manifest.key.kind != key.kind:
+            return False
+        there = _leaves(manifest.key.fields)
+        shared = any(there.get(name) == value for name, value in made_of.items())
+        return shared or manifest.key.digest in preferred or made_for(manifest)
 
     def rank(manifest: Manifest) -> tuple[bool, bool, int, float]:
         there = _leaves(manifest.key.fields)
@@ -46,7 +56,7 @@ def closest(
         newest = float(made) if isinstance(made, (int, float)) else 0.0
         return manifest.key.digest in preferred, made_for(manifest), equal, newest
 
-    return max((manifest for manifest in manifests if manifest.key.kind == key.kind), key=rank, default=None)
+    return max(filter(related, manifests), key=rank, default=None)
 
 
 def differences(old: Key, new: Key) -> Sequence[Difference]:

@@ -16,10 +16,15 @@ from unified_backend.converting import MODEL, REPORT
 from unified_backend.converting import convert as converted
 from unified_backend.errors import ConfigError, Refused
 from unified_backend.loading import ENGINES
-from unified_backend.settings import Settings, read_settings
+from unified_backend.settings import Settings, is_session_option, read_settings
 
 __all__ = ["convert"]
 
+# Parameters of config.pbtxt that say what the model becomes, and none of how it is served.
+_PARAMETERS = (
+    *("signature", "tags", "inputs", "outputs", "names", "opset", "converter", "allow_unsafe", "verify", "tolerance"),
+    *("conversion_seconds", "conversion_memory", "custom_op_library"),
+)
 _HEADINGS = ("output", "batch", "max abs", "max rel", "cosine", "top-1", "tolerance", "result")
 
 
@@ -38,13 +43,14 @@ def convert(
     ] = None,
     parameters: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Any parameter of config.pbtxt; repeatable."),
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of config.pbtxt; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model to ONNX, as a load does it, and say how far its answers are from the source framework's.
 
-    Exits with 0 if they agree, 1 if they do not or it cannot be converted, 2 if an option or the source is none.
+    Exits with 0 if they agree; 1 if they do not, or SOURCE is no model or cannot be converted; 2 if an option is wrong
+    or SOURCE is not there.
 
     Example:
 
@@ -52,11 +58,16 @@ def convert(
     """
     if not source.exists():
         raise Refused(f"{source} is not there", "there is no such file or folder", "Name a model file or its folder")
-    if samples and not samples.is_dir():
-        raise Refused(f"{samples} is no folder", "samples are .npz files in a folder", "Name that folder")
+    if samples and not any(samples.glob("*.npz")):
+        raise Refused(f"{samples} holds no samples", "samples are .npz files in a folder", "Name that folder")
+    if out == Path():
+        raise Refused("--out names the current folder", "the files would lie among others", "Name a folder for them")
     options = {"signature": signature, "tags": ",".join(tags or ()), "inputs": inputs, "outputs": outputs}
     options["opset"] = None if opset is None else str(opset)
     given = {**dict(map(_pair, parameters or ())), **{name: value for name, value in options.items() if value}}
+    if unknown := [name for name in given if name not in _PARAMETERS and not is_session_option(name)]:
+        why = "it is none of a model's parameters, or one that says how it is served"
+        raise Refused(f'parameter "{unknown[0]}" has no effect here', why, f"Choose of {', '.join(_PARAMETERS)}")
     cache = opened()
     logs.to_standard_error(logging.INFO)
     began = time.monotonic()

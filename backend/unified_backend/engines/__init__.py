@@ -25,6 +25,7 @@ class Canonical:
         notes: what a user should know, one line each (an output left out, for example).
         format: a key of `formats.FORMATS`.
         inner: name served -> name in the file, where they differ.
+        part: key of the source's signature that is served, where readers take another by themselves.
         feeds: tensor -> value, of the source's inputs that are constants when it is served (`is_training`: false).
         judged_by: the engine that was seen to compute what the source does.
         built: that engine, where it was built to see it; of a source that is not ONNX.
@@ -37,6 +38,7 @@ class Canonical:
     notes: tuple[str, ...] = ()
     format: str = "onnx"
     inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    part: str | None = None
     feeds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     judged_by: str = "onnxruntime"
     built: Built | None = None

@@ -43,6 +43,7 @@ def build_apart(engine: Engine, canonical: Canonical, settings: Settings, folder
         "signature": canonical.signature.to_json(),
         "format": canonical.format,
         "inner": dict(canonical.inner),
+        "part": canonical.part,
         "feeds": dict(canonical.feeds),
         "names": settings.names,
         "folder": str(folder),
@@ -99,6 +100,7 @@ def _main() -> None:
         Signature.from_json(job["signature"]),
         format=job["format"],
         inner=job["inner"],
+        part=job["part"],
         feeds=job["feeds"],
     )
     settings = Settings(names=tuple((old, new) for old, new in job["names"]))

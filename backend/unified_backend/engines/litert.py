@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unified_backend.conversion.tflite_file import prepared
 from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.errors import EngineError, RequestError
 from unified_backend.settings import Settings
@@ -44,12 +45,12 @@ class LiteRt:
         return {"litert": importlib.metadata.version("ai-edge-litert"), "recipe": _RECIPE}
 
     def build(self, canonical: Canonical, settings: Settings, folder: Path) -> dict[str, Any]:
-        """Keep a copy of the file, once the interpreter was seen to take it.
+        """Keep a copy of the file, with the graph that is served first, once the interpreter was seen to take it.
 
         Raises:
             EngineError: an operator that LiteRT does not have, or a damaged file.
         """
-        shutil.copyfile(canonical.path, folder / _MODEL)
+        (folder / _MODEL).write_bytes(_content(canonical))
         built = Built(folder, {})
         runner = self.load(canonical, built, settings, Threads(1))
         runner.close()
@@ -61,8 +62,8 @@ class LiteRt:
         Raises:
             EngineError: the interpreter refuses it.
         """
-        path = built.folder / _MODEL if built else canonical.path
-        return LiteRtRunner(canonical, path.read_bytes(), threads.intra_op)
+        content = (built.folder / _MODEL).read_bytes() if built else _content(canonical)
+        return LiteRtRunner(canonical, content, threads.intra_op)
 
 
 class LiteRtRunner:
@@ -144,6 +145,14 @@ class LiteRtRunner:
         if spec.shape is not None and len(spec.shape) == len(sizes):
             sizes = tuple(None if mine is None else size for mine, size in zip(spec.shape, sizes, strict=True))
         return TensorSpec(spec.name, _BY_NUMPY[np.dtype(detail["dtype"])], sizes)
+
+
+def _content(canonical: Canonical) -> bytes:
+    """The file; with the graph of the signature first, where it is another."""
+    if canonical.part is None:
+        return canonical.path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        return prepared(canonical.path, canonical.part, Path(folder)).path.read_bytes()
 
 
 def _detail(canonical: Canonical, name: str, details: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unified_backend.conversion.tflite_file import prepared
 from unified_backend.engines import Canonical
 from unified_backend.errors import EngineError
 from unified_backend.formats.checkpoint import META
@@ -21,7 +22,7 @@ from unified_backend.tensors import TensorSpec
 if TYPE_CHECKING:
     import openvino
 
-__all__ = ["any_name", "core", "lacks", "port_of", "read", "reason", "refused"]
+__all__ = ["any_name", "core", "port_of", "read", "reason", "refused"]
 
 # A checkpoint's files are found by the name of its graph, which stays, unless it has none before `.meta`.
 _FILE_NAMES = {"onnx": "model.onnx", "savedmodel": "saved_model.pb", "graphdef": "model.pb", "tflite": "model.tflite"}
@@ -30,6 +31,7 @@ _GRAPHS = ("graphdef", "checkpoint")  # formats that hold more than what is serv
 
 @cache
 def core() -> openvino.Core:
+    """OpenVINO's entry point, one a process."""
     import openvino
 
     return openvino.Core()
@@ -49,7 +51,7 @@ def read(canonical: Canonical, settings: Settings) -> openvino.Model:
     )
     try:
         with _named(canonical) as path:
-            cut = canonical.format in _GRAPHS
+            cut = canonical.format in _GRAPHS or (canonical.part is not None and canonical.format == "savedmodel")
             model = _served_part(path, canonical) if cut else core().read_model(path)
         return _with_signature(model, canonical, {new: old for old, new in settings.names})
     except failures as error:
@@ -59,6 +61,10 @@ def read(canonical: Canonical, settings: Settings) -> openvino.Model:
 @contextmanager
 def _named(canonical: Canonical) -> Iterator[Path]:
     """The source under a name that OpenVINO, which goes by names, takes for what it is."""
+    if canonical.part is not None and canonical.format == "tflite":
+        with tempfile.TemporaryDirectory() as folder:
+            yield prepared(canonical.path, canonical.part, Path(folder)).path
+        return
     own = canonical.path.name
     wanted = _FILE_NAMES.get(canonical.format, f"model{own}" if own == META else own)
     if own == wanted:
@@ -89,7 +95,7 @@ def _served_part(path: Path, canonical: Canonical) -> openvino.Model:
         for each in (name, f"{name.removesuffix(':0')}:0"):
             if found := graph.get_place_by_tensor_name(each):
                 return found
-        raise lacks(canonical, side, name, ())
+        raise _lacks(canonical, side, name, ())
 
     signature, inner = canonical.signature, canonical.inner
     inputs = [place("input", inner.get(spec.name, spec.name)) for spec in signature.inputs]
@@ -111,14 +117,14 @@ def _with_signature(model: openvino.Model, canonical: Canonical, old: Mapping[st
     for spec in signature.inputs:
         port = _found(model.inputs, inner.get(spec.name), old.get(spec.name), spec.name)
         if port is None:
-            raise lacks(canonical, "input", spec.name, [any_name(each) for each in model.inputs])
+            raise _lacks(canonical, "input", spec.name, [any_name(each) for each in model.inputs])
         inputs[spec.name] = port
     for spec in signature.outputs:
         port = _found(model.outputs, inner.get(spec.name), old.get(spec.name), spec.name) or _inside(
             model, inner.get(spec.name, spec.name)
         )
         if port is None:
-            raise lacks(canonical, "output", spec.name, [any_name(each) for each in model.outputs])
+            raise _lacks(canonical, "output", spec.name, [any_name(each) for each in model.outputs])
         outputs[spec.name] = port
     if not signature.outputs:
         outputs = {any_name(port): port for port in model.outputs}
@@ -179,17 +185,23 @@ def _inside(model: openvino.Model, name: str) -> Any:
 
 
 def port_of(canonical: Canonical, side: str, ports: Sequence[Any], name: str) -> Any:
+    """The port that has this name.
+
+    Raises:
+        EngineError: none has it.
+    """
     for port in ports:
         if name in port.get_names():
             return port
-    raise lacks(canonical, side, name, [any_name(port) for port in ports])
+    raise _lacks(canonical, side, name, [any_name(port) for port in ports])
 
 
 def any_name(port: Any) -> str:
+    """A name of a port: the first of several, the node's where it has none."""
     return str(min(port.get_names(), default=port.get_node().get_friendly_name()))
 
 
-def lacks(canonical: Canonical, side: str, name: str, there: Sequence[str]) -> EngineError:
+def _lacks(canonical: Canonical, side: str, name: str, there: Sequence[str]) -> EngineError:
     only = f", only {', '.join(there)}" if there else ""
     return EngineError(
         f"{canonical.label}: OpenVINO cannot serve the model",
@@ -199,6 +211,7 @@ def lacks(canonical: Canonical, side: str, name: str, there: Sequence[str]) -> E
 
 
 def refused(canonical: Canonical, error: Exception) -> EngineError:
+    """What OpenVINO says of a model that it does not take, as an error of ours."""
     return EngineError(
         f"{canonical.label}: OpenVINO {importlib.metadata.version('openvino')} refuses the model",
         reason(error),

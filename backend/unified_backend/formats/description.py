@@ -76,6 +76,14 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
                 "Correct it in config.pbtxt",
             )
 
+    shared = {new.get(spec.name, spec.name) for spec in description.inputs}
+    shared &= {new.get(spec.name, spec.name) for spec in description.outputs}
+    if clash := sorted(shared & set(new.values())):
+        raise ConfigError(
+            f'{label}: parameter "names" gives one name to two tensors',
+            f"an input and an output would both be {clash[0]}",
+            "Correct it in config.pbtxt",
+        )
     own = {name: name for name in known if name in new}
 
     def rename(side: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

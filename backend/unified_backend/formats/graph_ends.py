@@ -68,7 +68,8 @@ def find_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], label
     """
     notes: list[str] = []
     given = [graph.tensor(name, "inputs", label) for name in inputs]
-    feeds = {} if given else _feeds(graph)
+    named = {f"{tensor.node}:{tensor.port}" for tensor in given}
+    feeds = {name: value for name, value in _feeds(graph).items() if name not in named}
     candidates = given or [Tensor(node.name, 0) for node in _placeholders(graph) if f"{node.name}:0" not in feeds]
     if len(candidates) > _MOST_PLACEHOLDERS:
         raise SourceError(
@@ -86,9 +87,9 @@ def find_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], label
     if not given:
         idle = [tensor.public for tensor in candidates if tensor.node not in reached]
         candidates = [tensor for tensor in candidates if tensor.node in reached]
-        feeds = {name: value for name, value in feeds.items() if name.rpartition(":")[0] in reached}
         if idle:
             notes.append(f"placeholders that no output needs are no inputs: {_listed(idle)}")
+    feeds = {name: value for name, value in feeds.items() if name.rpartition(":")[0] in reached}
     notes.extend(f"{name} is fed {str(value).lower()}" for name, value in feeds.items())
     return Ends(
         tuple(graph.spec(tensor) for tensor in candidates),

@@ -72,12 +72,6 @@ def describe_config(
     _refuse_custom(objects, label)
     inputs = _inputs(config, label)
     outputs = _ends(config, "output_layers")
-    if settings.outputs:
-        raise SourceError(
-            f'{label}: parameter "outputs" is set',
-            "a Keras model is served with all of its outputs",
-            "Remove it, or save a model with the outputs that you want",
-        )
     facts = {
         "keras": version,
         "class": str(config.get("class_name")),

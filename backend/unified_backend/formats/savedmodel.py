@@ -14,9 +14,9 @@ from unified_backend.formats.tensorflow_messages import DATA_TYPES, read_message
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["SavedModel"]
+__all__ = ["DEFAULT_SIGNATURE", "SavedModel"]
 
-_DEFAULT_TAG, _DEFAULT_SIGNATURE = "serve", "serving_default"
+_DEFAULT_TAG, DEFAULT_SIGNATURE = "serve", "serving_default"
 _INIT = "__saved_model_init_op"  # a signature that is none: the op that fills tables
 _VARIABLE_OPS = frozenset({"Variable", "VariableV2", "VarHandleOp"})
 
@@ -113,8 +113,8 @@ def _chosen_graph(graphs: Sequence[Any], tags: Sequence[str], label: str) -> Any
 
 def _chosen_signature(signatures: Mapping[str, Any], wanted: str | None, label: str) -> str:
     usable = [key for key, row in signatures.items() if row.outputs]
-    if wanted is None and (_DEFAULT_SIGNATURE in usable or len(usable) == 1):
-        return _DEFAULT_SIGNATURE if _DEFAULT_SIGNATURE in usable else usable[0]
+    if wanted is None and (DEFAULT_SIGNATURE in usable or len(usable) == 1):
+        return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in usable else usable[0]
     if wanted in usable:
         return str(wanted)
     if not usable:

@@ -152,7 +152,14 @@ def _described(file: _File, wanted: str | None, label: str) -> Description:
         "weights": _weights_facts(weights),
         "metadata": [file.text(row.Name()) for row in file.rows(file.model, "Metadata")],
     }
-    return Description(inputs, outputs, inner, {"signature": key} if key else {}, facts, tuple(notes))
+    return Description(
+        inputs,
+        outputs,
+        inner,
+        {"signature": key, **({"graph": graph} if graph else {})} if key else {},
+        facts,
+        tuple(notes),
+    )
 
 
 def _signatures(file: _File) -> Iterator[tuple[str, tuple[int, list[Any], list[Any]]]]:

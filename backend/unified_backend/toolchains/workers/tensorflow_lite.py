@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from unified_backend.conversion.tflite_file import prepared
 from unified_backend.tensors import Array, TensorSpec
-from unified_backend.toolchains.workers.tensorflow_lite_file import prepared
 from unified_backend.toolchains.workers.tensorflow_sources import Frozen, Opened, triton_dtype
 
 __all__ = ["open_lite"]

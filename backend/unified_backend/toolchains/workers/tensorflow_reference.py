@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unified_backend.errors import ConversionError
-from unified_backend.samples import recipes
+from unified_backend.samples import from_file, recipes
 from unified_backend.tensors import Array, Signature, TensorSpec
 from unified_backend.toolchains.workers.tensorflow_sources import Opened, first_line
 
@@ -50,6 +50,7 @@ def answers(job: Mapping[str, Any], opened: Opened) -> tuple[list[Answered], lis
         the samples; notes for the user.
 
     Raises:
+        ConfigError: a sample of the user's does not fit the model.
         ConversionError: the framework runs on none.
     """
     signature = signature_of(job, opened)
@@ -114,25 +115,14 @@ def _seeded(
 
 
 def _user_sample(path: Path, signature: Signature, batched: bool, opened: Opened) -> Answered:
-    names = [spec.name for spec in signature.inputs]
-    with np.load(path, allow_pickle=False) as arrays:
-        if missing := [name for name in names if name not in arrays]:
-            raise ConversionError(
-                f"the sample {path.name} has no array named {missing[0]}",
-                f"it holds {', '.join(arrays.files)}, and the model's inputs are {', '.join(names)}",
-                "Save it with numpy.savez(path, **{input name: array})",
-            )
-        feeds = {
-            spec.name: arrays[spec.name].astype(spec.numpy if spec.dtype != "STRING" else object)
-            for spec in signature.inputs
-        }
+    feeds = from_file(path, signature)
     try:
         outputs = opened.run(feeds)
     except Exception as error:
         raise ConversionError(
             f"the source framework does not run on the sample {path.name}", first_line(error), "Correct the sample"
         ) from error
-    return Answered(len(feeds[names[0]]) if batched else None, feeds, outputs)
+    return Answered(len(next(iter(feeds.values()))) if batched else None, feeds, outputs)
 
 
 def _with_words(array: Array, words: Sequence[str], seed: int) -> Array:

@@ -1,4 +1,4 @@
-"""Rewrites a TensorFlow Lite file for tf2onnx: the wanted graph first, names that differ, no sparse tensors."""
+"""Rewrites a TensorFlow Lite file for its readers: the wanted graph first, names that differ, no sparse tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GRAPHS = (
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A file ready for tf2onnx.
+    """A file ready for what reads the first graph of one.
 
     Attributes:
         names: an input's or output's own name -> its name in this file.
@@ -37,10 +37,10 @@ class Prepared:
 
 
 def prepared(path: Path, signature: str | None, folder: Path) -> Prepared:
-    """A file beside the source's result in which the signature's graph is the first; the source if it is so already.
+    """A file in `folder` in which the signature's graph is the first; the source if it is so already.
 
-    tf2onnx takes the first graph, follows tensors by their names (files exist with one name on several), and has no
-    DENSIFY: sparse constants are written out.
+    tf2onnx, LiteRT's interpreter and OpenVINO take the first graph. tf2onnx follows tensors by their names (files exist
+    with one name on several), and has no DENSIFY: sparse constants are written out.
 
     Args:
         signature: key of the signature that is served; None for the file's first graph.

@@ -1,0 +1,33 @@
+"""Which parameters of a config mean something for a format."""
+
+from __future__ import annotations
+
+from unified_backend.errors import ConfigError
+from unified_backend.settings import Settings
+
+__all__ = ["refuse_unused"]
+
+_ALL = ("signature", "tags", "inputs", "outputs", "names", "opset", "converter")
+# format -> those of them that it has not got, and why.
+_UNUSED = {
+    "onnx": (_ALL, "the model is ONNX already, and is served as it is"),
+    "graphdef": (("signature", "tags"), "a GraphDef has neither signatures nor tags"),
+    "checkpoint": (("signature", "tags"), "a TensorFlow 1 checkpoint's graph has neither signatures nor tags"),
+    "keras": (("signature", "tags", "outputs"), "a Keras model is served with all of its outputs"),
+    "keras-hdf5": (("signature", "tags", "outputs"), "a Keras model is served with all of its outputs"),
+    "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
+}
+
+
+def refuse_unused(form: str, settings: Settings, label: str) -> None:
+    """Refuse what was set and would be ignored: whoever wrote it expects another model than would be served.
+
+    Args:
+        form: a key of `formats.FORMATS`.
+
+    Raises:
+        ConfigError: a parameter that the format has not got.
+    """
+    unused, why = _UNUSED.get(form, ((), ""))
+    if given := [name for name in unused if getattr(settings, name)]:
+        raise ConfigError(f'{label}: parameter "{given[0]}" is set', why, "Remove it")

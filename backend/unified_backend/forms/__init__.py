@@ -1,0 +1,1 @@
+"""The form of a source that engines are built from: see `ladder`."""
