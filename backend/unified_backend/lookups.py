@@ -24,7 +24,7 @@ class Report:
     """What a load did: seconds by phase, and whether each lookup found its entry.
 
     Attributes:
-        seconds: phase -> seconds, in order.
+        seconds: phase -> seconds, in the order of their ends; those of a phase inside another count for the inner one.
         lookups: kind of entry -> `hit` on this disk, `pulled` from the remote tier, or `made`.
         entries: digests of the entries' keys.
         notes: decisions a user may want to know about.
@@ -34,15 +34,19 @@ class Report:
     lookups: dict[str, str] = dataclasses.field(default_factory=dict)
     entries: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    _inner: list[float] = dataclasses.field(default_factory=lambda: [0.0], repr=False)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what happens inside under this name."""
         began = time.monotonic()
+        self._inner.append(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 4)
+            took, inside = time.monotonic() - began, self._inner.pop()
+            self._inner[-1] += took
+            self.seconds[name] = round(self.seconds.get(name, 0) + took - inside, 4)
 
     def line(self) -> str:
         """The report as key=value pairs on one line."""

@@ -167,7 +167,7 @@ def _report(running: RunningServer, stopping: _Stopping) -> None:
     ready = {model.name for model in models if model.state == "READY"}
     failed = _failed(running, models)
     counts = f"models_ready={len(ready)} models_failed={len({model.name for model in failed})}"
-    typer.secho(f"ready: {' '.join(urls)} {counts}", fg="green")
+    typer.secho(f"ready: {' '.join(urls)} {counts} listening={options.host}", fg="green")
     for model in failed:
         reason = _first_part(model.reason)
         typer.secho(f"failed: model={model.name} version={model.version} reason={reason}", fg="red")
