@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 
 import pytest
 import real_models
+import tensorflow_models
 from commands import COMMAND, command, printed
-from graphs import saved_model
+from graphs import classifier, saved_model
 
 
 def test_a_saved_model_shows_its_signature_and_all_its_graphs(tmp_path):
@@ -133,3 +135,45 @@ def test_a_person_gets_a_table(tmp_path):
     )
     assert "tensor in the file" in done.stdout
     assert "serving_default_input_2:0" in done.stdout
+
+
+@pytest.mark.parametrize("name", [".", "..", "../m"])
+def test_a_folder_named_by_dots_is_called_by_its_name(tmp_path, monkeypatch, name):
+    for each in ("a", "b"):
+        saved_model(tmp_path / "m" / each)
+    (tmp_path / "m" / "c").mkdir()
+    monkeypatch.chdir(tmp_path / "m" / "c" if name == ".." else tmp_path / "m")
+    done = command(tmp_path, "inspect", name)
+    assert done.returncode == 1
+    assert "error: m: 2 models found" in done.stderr
+    assert "name its file in place of the folder, or in config.pbtxt parameters" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".meta", ".index", ".data-00000-of-00001", ""])
+def test_a_checkpoint_is_named_by_its_prefix_or_any_of_its_files(tmp_path, suffix):
+    path = tensorflow_models.path("checkpoint") / f"model.ckpt-100{suffix}"
+    shown = printed(tmp_path, "inspect", path)
+    assert shown["format"] == "checkpoint"
+    assert [row["name"] for row in shown["inputs"]] == ["image"]
+    assert next(iter(shown["files"])) == "model.ckpt-100.meta"
+
+
+def test_the_index_of_a_checkpoint_without_its_graph_says_what_is_missing(tmp_path):
+    shutil.copy(tensorflow_models.path("checkpoint") / "model.ckpt-100.index", tmp_path)
+    done = command(tmp_path, "inspect", tmp_path / "model.ckpt-100.index")
+    assert done.returncode == 1
+    assert "model.ckpt-100.index is the index of a TensorFlow checkpoint; its graph, the .meta file" in done.stderr
+
+
+def test_inputs_and_outputs_of_a_graph_are_chosen(tmp_path):
+    (tmp_path / "graph.pb").write_bytes(classifier().graph.SerializeToString())
+    shown = printed(tmp_path, "inspect", tmp_path / "graph.pb", "--inputs", "x:0[8,4]", "--outputs", "logits:0")
+    assert shown["inputs"][0]["shape"] == [8, 4]
+    assert [row["name"] for row in shown["outputs"]] == ["logits"]
+
+
+def test_the_signature_that_was_asked_for_and_is_none_is_said_with_those_there(tmp_path):
+    done = command(tmp_path, "inspect", tensorflow_models.path("fer"), "--signature", "other")
+    assert done.returncode == 1
+    assert 'the SavedModel has one signature: serving_default; "other" is none of them' in done.stderr
+    assert "Choose one: --signature serving_default, or in config.pbtxt parameters" in done.stderr

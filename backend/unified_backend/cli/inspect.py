@@ -15,9 +15,10 @@ from rich.text import Text
 
 from unified_backend.cache import FileMemo
 from unified_backend.cli.cache.shared import amount, one_line
-from unified_backend.errors import Refused, SourceError
+from unified_backend.cli.source import named
+from unified_backend.errors import ConfigError, Refused, SourceError
 from unified_backend.formats import FORMATS, find_source
-from unified_backend.settings import Settings
+from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import TensorSpec
 
 __all__ = ["inspect"]
@@ -29,6 +30,8 @@ def inspect(
     tags: Annotated[
         list[str] | None, typer.Option("--tag", "--tags", help="Tag of the SavedModel's graph; repeatable.")
     ] = None,
+    inputs: Annotated[str | None, typer.Option(help="Tensors that are the inputs: image:0[1,224,224,3]")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Tensors that are the outputs: scores:0,boxes:0")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a model's format, inputs, outputs and all that its file tells, without loading it.
@@ -39,11 +42,13 @@ def inspect(
 
     triton-unified inspect exported/saved_model
     """
-    if not source.exists():
-        raise Refused(f"{source} is not there", "there is no such file or folder", "Name a model file or its folder")
-    chosen = tuple(tag.strip() for text in tags or () for tag in text.split(",") if tag.strip())
+    source = named(source)
+    asked = {"signature": signature, "tags": ",".join(tags or ()), "inputs": inputs, "outputs": outputs}
     try:
-        result = _result(source, Settings(signature=signature, tags=chosen))
+        settings = read_settings(source.name, {name: value for name, value in asked.items() if value}, ())
+        result = _result(source, settings)
+    except ConfigError as error:
+        raise Refused(error.what, error.why, error.do) from None
     except SourceError as error:
         if not as_json:
             raise

@@ -14,12 +14,13 @@ from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import read_message
 from unified_backend.settings import Settings
 
-__all__ = ["META", "Checkpoint", "newest"]
+__all__ = ["META", "Checkpoint", "graph_of", "newest"]
 
 META = ".meta"
 _STATE = "checkpoint"  # tf.train.Saver's note of which step is the newest
 _NEWEST = re.compile(r'^\s*model_checkpoint_path\s*:\s*"([^"\n]*)"', re.MULTILINE)
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+_BESIDE = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _MOST_STATE = 2**20  # bytes
 
 
@@ -79,6 +80,13 @@ class Checkpoint:
             facts,
             described.notes,
         )
+
+
+def graph_of(path: Path) -> Path:
+    """The graph of the checkpoint that a user calls by its prefix or by another of its files; else the path itself."""
+    prefix = _BESIDE.sub("", path.name) if path.is_file() else path.name
+    graph = path.parent / f"{prefix}{META}"
+    return graph if graph.is_file() and (prefix != path.name or not path.exists()) else path
 
 
 def newest(paths: Sequence[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from unified_backend.errors import ConfigError
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["Description", "as_asked", "renamed", "tensor_shape"]
+__all__ = ["Description", "as_asked", "choice", "renamed", "tensor_shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,16 @@ class Description:
     job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def choice(parameter: str, value: str, command: str | None = None) -> str:
+    """How to set a parameter, for a message: on the command line, and in a model repository.
+
+    Args:
+        command: what to do on the command line, if not to give the option of the parameter's name.
+    """
+    line = f'parameters {{ key: "{parameter}" value {{ string_value: "{value}" }} }}'
+    return f"{command or f'--{parameter} {value}'}, or in config.pbtxt {line}"
 
 
 def as_asked(description: Description, settings: Settings, label: str) -> Description:

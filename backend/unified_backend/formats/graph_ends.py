@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.description import choice
 from unified_backend.formats.graph_nodes import Graph, Tensor
 from unified_backend.tensors import TensorSpec
 
@@ -145,7 +146,7 @@ def _guessed(graph: Graph, inputs: Sequence[Tensor], label: str) -> list[Tensor]
             raise SourceError(
                 f"{label}: the graph trains, and its outputs cannot be told from its losses",
                 f"it ends in {_listed(fewest) or 'nothing that a placeholder reaches'}",
-                f'Name them: parameters {{ key: "outputs" value {{ string_value: "{_hint(graph, depends)}:0" }} }}',
+                f"Name them: {choice('outputs', f'{_hint(graph, depends)}:0')}",
             )
     if not free:
         readers = sorted({node.op for node in graph.nodes.values() if _READERS.search(node.op)})
@@ -214,8 +215,8 @@ def _needed(graph: Graph, outputs: Sequence[Tensor], fed: set[str], label: str, 
             raise SourceError(
                 f"{label}: the graph reads its own data",
                 f"{name} ({node.op}) is a training pipeline's end, which cannot be served",
-                f'Name the tensor that it gives as input: parameters {{ key: "inputs" value {{ string_value: '
-                f'"{name}:{port}[-1,...]" }} }}, or export the model without its pipeline',
+                "Export the model without its pipeline, or name the tensor that it gives as input: "
+                f"{choice('inputs', f'{name}:{port}[-1,...]')}",
             )
         if frozen and node.op in _VARIABLES:
             raise SourceError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.description import Description, as_asked, choice
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec, data_type
 
@@ -117,7 +117,7 @@ def _refuse_code(objects: list[Mapping[str, Any]], settings: Settings, label: st
             f"{label}: the model carries Python byte code",
             f"{_listed(names)}: loading it would run whatever its maker wrote, with the rights of the conversion",
             "Replace Lambda layers by layers of Keras; if you trust the file: "
-            'parameters { key: "allow_unsafe" value { string_value: "true" } }',
+            f"{choice('allow_unsafe', 'true', 'convert it with -p allow_unsafe=true')}",
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.description import Description, as_asked, choice
 from unified_backend.formats.graph_nodes import operators
 from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import DATA_TYPES, read_message, shape_of, triton_type
@@ -107,7 +107,7 @@ def _chosen_graph(graphs: Sequence[Any], tags: Sequence[str], label: str) -> Any
     raise SourceError(
         f"{label}: the SavedModel has no graph tagged {', '.join(wanted)}",
         f"its graphs are tagged: {listed}",
-        f'Choose one: parameters {{ key: "tags" value {{ string_value: "{",".join(sets[0])}" }} }}',
+        f"Choose one: {choice('tags', ','.join(sets[0]))}",
     )
 
 
@@ -125,9 +125,9 @@ def _chosen_signature(signatures: Mapping[str, Any], wanted: str | None, label: 
         )
     why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
     raise SourceError(
-        f"{label}: the SavedModel has {len(usable)} signatures",
+        f"{label}: the SavedModel has {'one signature' if len(usable) == 1 else f'{len(usable)} signatures'}",
         f"{', '.join(usable)}; {why}",
-        f'Choose one: parameters {{ key: "signature" value {{ string_value: "{usable[0]}" }} }}',
+        f"Choose one: {choice('signature', usable[0])}",
     )
 
 

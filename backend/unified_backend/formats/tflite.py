@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.description import Description, as_asked, choice
 from unified_backend.formats.tflite_graph import Weights, operator_names, weights_of
 from unified_backend.formats.wire import Bytes, mapped
 from unified_backend.settings import Settings
@@ -179,14 +179,18 @@ def _chosen(signatures: dict[str, Any], wanted: str | None, label: str) -> str |
             return _DEFAULT_SIGNATURE
     elif wanted in signatures:
         return wanted
+    if not signatures:
+        raise SourceError(
+            f"{label}: the TensorFlow Lite file has no signatures",
+            f'"{wanted}" was asked for',
+            "Ask for none: remove --signature, or the parameter of that name",
+        )
     why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
-    some = next(iter(signatures), "")
     raise SourceError(
-        f"{label}: the TensorFlow Lite file has {len(signatures) or 'no'} signatures",
-        f"{', '.join(signatures)}; {why}" if signatures else f'"{wanted}" was asked for',
-        f'Choose one: parameters {{ key: "signature" value {{ string_value: "{some}" }} }}'
-        if signatures
-        else 'Remove the parameter "signature"',
+        f"{label}: the TensorFlow Lite file has "
+        f"{'one signature' if len(signatures) == 1 else f'{len(signatures)} signatures'}",
+        f"{', '.join(signatures)}; {why}",
+        f"Choose one: {choice('signature', next(iter(signatures)))}",
     )
 
 
