@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 
+import h5py
 import pytest
 import real_models
 import tensorflow_models
@@ -107,13 +108,75 @@ def test_every_real_file_is_shown_in_less_than_two_seconds(tmp_path):
         assert used() - began < 2
 
 
-def test_the_signature_to_show_is_chosen_and_others_are_listed(tmp_path):
-    saved_model(tmp_path / "m", {"encode": ({"a": "x:0"}, {"b": "y:0"}), "decode": ({"c": "x:0"}, {"d": "y:0"})})
-    done = command(tmp_path, "inspect", tmp_path / "m")
+@pytest.mark.parametrize("name", ["two_signatures", "signatures.tflite"])
+def test_of_several_signatures_all_are_shown_until_one_is_chosen(tmp_path, name):
+    shown = printed(tmp_path, "inspect", tensorflow_models.path(name))
+    assert shown["inputs"] == shown["outputs"] == []
+    (facts,) = shown["facts"]["graphs"] if name == "two_signatures" else [shown["facts"]]
+    shift = facts["signatures"]["shift"]
+    assert shift["inputs"]["x"]["shape"] == [-1, 2]
+    assert list(facts["signatures"]["scale"]["outputs"]) == ["scaled"]
+    (note,) = shown["notes"]
+    assert "2 signatures: scale, shift; none was chosen. Choose one: --signature scale, or in config.pbtxt" in note
+    chosen = printed(tmp_path, "inspect", tensorflow_models.path(name), "--signature", "shift")
+    assert [row["name"] for row in chosen["outputs"]] == ["shifted"]
+
+
+def test_a_graph_of_another_tag_is_shown_and_how_to_choose_it(tmp_path):
+    saved_model(tmp_path / "m", tags=(("train",), ("gpu", "serve")))
+    shown = printed(tmp_path, "inspect", tmp_path / "m")
+    assert [graph["tags"] for graph in shown["facts"]["graphs"]] == [["train"], ["gpu", "serve"]]
+    assert "Choose one: --tags train, or in config.pbtxt" in shown["notes"][0]
+    assert printed(tmp_path, "inspect", tmp_path / "m", "--tag", "gpu", "--tag", "serve")["inputs"]
+
+
+@pytest.mark.parametrize("name", ["lambda.h5", "lambda.keras"])
+def test_a_model_with_byte_code_is_shown_and_said_not_to_load(tmp_path, name):
+    shown = printed(tmp_path, "inspect", tensorflow_models.path(name))
+    assert shown["facts"]["layers"] == {"InputLayer": 1, "Lambda": 1}
+    assert shown["facts"]["inputs"] == {"value": {"dtype": "FP32", "shape": [-1, 3]}}
+    assert [row["name"] for row in shown["outputs"]] == ["lambda"]
+    assert shown["notes"][0].startswith("it does not load: the model carries Python byte code: lambda:")
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "layer", "version"),
+    [
+        ("keras_2_weights.h5", "conv/conv/kernel:0", "conv", "2."),
+        ("only.weights.h5", "layers/conv2d/vars/0", "conv2d", "3"),
+    ],
+)
+def test_weights_alone_tell_their_names_and_shapes_and_that_they_do_not_load(tmp_path, name, weight, layer, version):
+    shown = printed(tmp_path, "inspect", tensorflow_models.path(name))
+    assert shown["facts"]["weights"][weight] == {"shape": [3, 3, 3, 32], "dtype": "float32"}
+    assert layer in shown["facts"]["layers"]
+    assert shown["facts"]["keras"].startswith(version)
+    assert "holds weights and no model" in shown["notes"][0]
+    lines = command(tmp_path, "inspect", tensorflow_models.path(name)).stdout.splitlines()
+    assert f"  {weight}: float32  [3, 3, 3, 32]" in lines
+
+
+def test_hdf5_that_keras_did_not_write_is_no_model(tmp_path):
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["images"] = [1, 2, 3]
+    done = command(tmp_path, "inspect", tmp_path / "data.h5")
     assert done.returncode == 1
-    assert "2 signatures: decode, encode" in done.stderr
-    assert printed(tmp_path, "inspect", tmp_path / "m", "--signature", "decode")["inputs"][0]["name"] == "c"
-    assert "error" in printed(tmp_path, "inspect", tmp_path / "m", code=1)
+    assert "data.h5: it holds data and no model" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("two_heads.keras", ["first", "second"]), ("keras_2_lstm.h5", ["state"])]
+)
+def test_outputs_of_a_keras_file_are_named_though_only_keras_knows_their_shapes(tmp_path, name, outputs):
+    path = tensorflow_models.path(name)
+    shown = printed(tmp_path, "inspect", path)
+    assert shown["outputs"] == [{"name": each, "dtype": None, "shape": None, "tensor": each} for each in outputs]
+    assert f"output:  {outputs[0]}  unknown  unknown  {outputs[0]}" in command(tmp_path, "inspect", path).stdout
+
+
+def test_a_dimension_that_tf2onnx_made_up_a_name_for_is_open(tmp_path):
+    shown = printed(tmp_path, "inspect", real_models.path("basic-pitch", "saved_models/icassp_2022/nmp.onnx"))
+    assert {row["shape"][0] for row in (*shown["inputs"], *shown["outputs"])} == {-1}
 
 
 def test_names_in_a_file_cannot_steer_the_terminal(tmp_path):

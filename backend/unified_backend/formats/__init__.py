@@ -50,7 +50,7 @@ class Format(Protocol):
         """What the file says of itself, for the signature, inputs and outputs that the settings choose.
 
         Raises:
-            SourceError: it is damaged, or does not say what goes in and what comes out.
+            SourceError: it is damaged, or does not say what goes in and what comes out; then its `facts` are there.
             ConfigError: a parameter names what the model has not got.
         """
         ...

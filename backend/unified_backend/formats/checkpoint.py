@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description
+from unified_backend.formats.description import Description, telling
 from unified_backend.formats.graphdef import describe_graph
 from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import read_message
@@ -62,7 +62,6 @@ class Checkpoint:
         """
         kind = kind_of(path)
         message = read_message(path, "MetaGraphDef", kind is not None and kind.text, "MetaGraphDef")
-        described = describe_graph(message.graph_def, settings, label, frozen=False)
         info = message.meta_info_def
         facts = {
             "prefix": _prefix(path),
@@ -70,14 +69,15 @@ class Checkpoint:
             "tags": sorted(info.tags),
             "saver": message.saver_def.restore_op_name,
             "collections": sorted(message.collection_def),
-            **described.facts,
         }
+        with telling(facts):
+            described = describe_graph(message.graph_def, settings, label, frozen=False)
         return Description(
             described.inputs,
             described.outputs,
             described.inner,
             {**described.job, "prefix": _prefix(path)},
-            facts,
+            {**facts, **described.facts},
             described.notes,
         )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from unified_backend.errors import ConfigError
+from unified_backend.errors import ConfigError, SourceError
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["Description", "as_asked", "choice", "renamed", "tensor_shape"]
+__all__ = ["Description", "as_asked", "choice", "renamed", "telling", "tensor_shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,16 @@ def choice(parameter: str, value: str, command: str | None = None) -> str:
     """
     line = f'parameters {{ key: "{parameter}" value {{ string_value: "{value}" }} }}'
     return f"{command or f'--{parameter} {value}'}, or in config.pbtxt {line}"
+
+
+@contextmanager
+def telling(facts: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever is refused in this block is refused with these facts, for a person who asks what the file is."""
+    try:
+        yield
+    except SourceError as error:
+        error.facts = {**facts, **(error.facts or {})}
+        raise
 
 
 def as_asked(description: Description, settings: Settings, label: str) -> Description:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description
+from unified_backend.formats.description import Description, telling
 from unified_backend.formats.hdf5 import read_hdf5
 from unified_backend.formats.keras_config import MOST_CONFIG, describe_config, parse_config
 from unified_backend.settings import Settings
@@ -79,14 +79,16 @@ class KerasArchive:
                 f"{path.name} is a damaged .keras file", str(error) or type(error).__name__, "Save or copy it again"
             ) from None
         read = _weights(path, members[_WEIGHTS])
-        described = describe_config(config, str(metadata.get("keras_version") or ""), read, settings, label)
         extra = sorted(set(members) - {_CONFIG, _METADATA, _WEIGHTS})
+        facts = {"saved": metadata.get("date_saved"), "assets": extra}
+        with telling(facts):
+            described = describe_config(config, str(metadata.get("keras_version") or ""), read, settings, label)
         return Description(
             described.inputs,
             described.outputs,
             described.inner,
             described.job,
-            {"saved": metadata.get("date_saved"), "assets": extra, **described.facts},
+            {**facts, **described.facts},
             described.notes,
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked, choice
+from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.graph_nodes import operators
 from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import DATA_TYPES, read_message, shape_of, triton_type
@@ -58,11 +58,13 @@ class SavedModel:
             ConfigError: a parameter names what the model has not got.
         """
         model = _read(path)
-        graph = _chosen_graph(model.meta_graphs, settings.tags, label)
-        signatures = {key: row for key, row in sorted(graph.signature_def.items()) if key != _INIT}
-        key = _chosen_signature(signatures, settings.signature, label)
-        signature = signatures[key]
-        inputs, outputs = (_specs(side, label, key) for side in (signature.inputs, signature.outputs))
+        facts = {"graphs": [_graph_facts(each) for each in model.meta_graphs]}
+        with telling(facts):
+            graph = _chosen_graph(model.meta_graphs, settings.tags, label)
+            signatures = {key: row for key, row in sorted(graph.signature_def.items()) if key != _INIT}
+            key = _chosen_signature(signatures, settings.signature, label)
+            signature = signatures[key]
+            inputs, outputs = (_specs(side, label, key) for side in (signature.inputs, signature.outputs))
         inner = {name: info.name for side in (signature.inputs, signature.outputs) for name, info in side.items()}
         if clash := sorted(set(signature.inputs) & set(signature.outputs)):
             inner, outputs, notes = _apart(signature, outputs, clash)
@@ -73,7 +75,7 @@ class SavedModel:
             outputs,
             inner,
             {"signature": key, "tags": sorted(graph.meta_info_def.tags)},
-            _facts(model, key, graph),
+            {"signature": key, "tensorflow": graph.meta_info_def.tensorflow_version, **facts},
             notes,
         )
         return as_asked(described, settings, label)
@@ -157,16 +159,8 @@ def _apart(
     return inner, served, tuple(f"output {old} is served as {name}: an input has its name" for old, name in new.items())
 
 
-def _facts(model: Any, key: str, graph: Any) -> dict[str, Any]:
-    """Everything that `saved_model_cli show --all` tells of the file, and the operators."""
-    return {
-        "signature": key,
-        "tensorflow": graph.meta_info_def.tensorflow_version,
-        "graphs": [_graph_facts(each) for each in model.meta_graphs],
-    }
-
-
 def _graph_facts(graph: Any) -> dict[str, Any]:
+    """Everything that `saved_model_cli show --all` tells of a graph, and its operators."""
     return {
         "tags": sorted(graph.meta_info_def.tags),
         "tensorflow": graph.meta_info_def.tensorflow_version,
