@@ -240,3 +240,39 @@ def test_the_signature_that_was_asked_for_and_is_none_is_said_with_those_there(t
     assert done.returncode == 1
     assert 'the SavedModel has one signature: serving_default; "other" is none of them' in done.stderr
     assert "Choose one: --signature serving_default, or in config.pbtxt parameters" in done.stderr
+
+
+def functions(tmp_path, name):
+    (graph,) = printed(tmp_path, "inspect", tensorflow_models.path(name))["facts"]["graphs"]
+    return graph["concrete_functions"], graph.get("more_functions")
+
+
+def test_functions_of_a_saved_model_say_what_they_may_be_called_with(tmp_path):
+    found, more = functions(tmp_path, "multi_input")
+    assert more is None
+    assert found == {
+        "__call__": [
+            {
+                "inputs": {
+                    "dense": {"name": "dense", "dtype": "DT_FLOAT", "shape": [-1, 4]},
+                    "ids": {"name": "ids", "dtype": "DT_INT64", "shape": [-1, 5]},
+                },
+                "outputs": {
+                    "found": {"name": "found", "dtype": "DT_FLOAT", "shape": [-1, 3]},
+                    "score": {"name": "score", "dtype": "DT_FLOAT", "shape": [-1, 3]},
+                },
+            }
+        ]
+    }
+    assert "table._initialize" in functions(tmp_path, "vocabulary")[0]
+    assert functions(tmp_path, "tensorflow_1") == ({}, None)
+
+
+def test_functions_of_a_keras_model_come_first_and_those_of_its_many_layers_are_counted(tmp_path):
+    found, more = functions(tmp_path, "fer")
+    assert list(found)[:3] == ["__call__", "_default_save_signature", "call_and_return_all_conditional_losses"]
+    assert more > 50
+    trained = sorted(row["inputs"]["training"] for row in found["__call__"])
+    assert trained == ["False", "True"]
+    assert found["__call__"][0]["inputs"]["inputs"]["shape"] == [-1, 64, 64, 1]
+    assert found["_default_save_signature"][0]["outputs"]["predictions"]["shape"] == [-1, 7]

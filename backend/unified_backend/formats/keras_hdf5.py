@@ -46,7 +46,7 @@ class KerasHdf5:
         read = read_hdf5(path)
         attributes = read["attributes"]
         if not attributes.get("model_config"):
-            _refuse_weights(path, read, label)
+            _refuse_weights(read, label)
         config = parse_config(attributes["model_config"], path.name)
         facts = {"backend": attributes.get("backend")}
         with telling(facts):
@@ -67,7 +67,7 @@ def is_hdf5(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _refuse_weights(path: Path, read: Mapping[str, Any], label: str) -> NoReturn:
+def _refuse_weights(read: Mapping[str, Any], label: str) -> NoReturn:
     """Say what a file without a model's layers holds.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 from unified_backend.errors import SourceError
 from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.graph_nodes import operators
+from unified_backend.formats.saved_functions import saved_functions
 from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import DATA_TYPES, read_message, shape_of, triton_type
 from unified_backend.settings import Settings
@@ -173,6 +174,7 @@ def _graph_facts(graph: Any) -> dict[str, Any]:
             }
             for name, row in sorted(graph.signature_def.items())
         },
+        **saved_functions(graph.object_graph_def),
         "assets": sorted(asset.filename for asset in graph.asset_file_def),
         "functions": sorted(function.signature.name for function in graph.graph_def.library.function),
         "operators": operators(graph.graph_def),
