@@ -20,6 +20,7 @@ from unified_backend.cli.source import named
 from unified_backend.errors import ConfigError, Refused, SourceError
 from unified_backend.formats import FORMATS, Source, find_source
 from unified_backend.formats.description import Description
+from unified_backend.formats.integrity import check
 from unified_backend.formats.keras_hdf5 import KerasHdf5, is_hdf5
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import TensorSpec
@@ -70,13 +71,14 @@ def inspect(
 def _result(path: Path, settings: Settings) -> dict[str, Any]:
     folder, chosen = (path, None) if path.is_dir() else (path.parent, path.name)
     found = _found(path, folder, chosen)
+    unread = check(found)
     described = _described(found, settings)
     return {
         "format": found.format,
         "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in found.files},
         "inputs": [_row(spec, described.inner) for spec in described.inputs],
         "outputs": [_row(spec, described.inner) for spec in described.outputs] or _named_outputs(described.facts),
-        "notes": list(described.notes),
+        "notes": [*described.notes, *unread],
         "facts": described.facts,
     }
 

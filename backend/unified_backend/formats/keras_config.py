@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec, data_type
@@ -42,7 +43,9 @@ def parse_config(text: str | bytes | None, name: str) -> dict[str, Any]:
         value = json.loads(text or b"")
     except (ValueError, RecursionError) as error:
         raise SourceError(
-            f"{name}: the model's configuration does not parse", str(error), "Save the model again with model.save(...)"
+            f"{name}: the model's configuration does not parse",
+            excerpt(error),
+            "Save the model again with model.save(...)",
         ) from None
     if not isinstance(value, dict):
         raise SourceError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.wire import lean, mapped
 
 __all__ = ["DATA_TYPES", "message_class", "read_message", "shape_of", "triton_type"]
@@ -152,7 +153,7 @@ def read_message(path: Path, name: str, text: bool, kind: str) -> Any:
     except (DecodeError, text_format.ParseError, ValueError, RecursionError) as error:
         raise SourceError(
             f"{path.name} is a damaged {kind} file",
-            f"its protobuf message does not parse ({str(error) or type(error).__name__})",
+            f"its protobuf message does not parse ({excerpt(error)})",
             "Save it again, or copy it again completely",
         ) from None
 

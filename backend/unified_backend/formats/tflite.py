@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.tflite_graph import Weights, operator_names, weights_of
 from unified_backend.formats.wire import Bytes, mapped
@@ -56,7 +57,7 @@ class TfLite:
             except _DAMAGE as error:
                 raise SourceError(
                     f"{path.name} is a damaged TensorFlow Lite file",
-                    f"an offset in it leads nowhere ({type(error).__name__}: {error})",
+                    f"an offset in it leads nowhere ({type(error).__name__}: {excerpt(error)})",
                     "Convert it again, or copy it again completely",
                 ) from None
         return as_asked(described, settings, label)
