@@ -60,7 +60,7 @@ FORMATS: dict[str, Format] = {
     form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite())
 }
 
-_DEPTH = 3  # levels below the version folder that are searched: `1/model.onnx/model.onnx` is the second
+_DEPTH = 3  # levels below the folder that are searched: `1/model.onnx/model.onnx` is the second
 _LISTED = 8  # files that a message names before it only counts
 
 
@@ -168,7 +168,7 @@ def _companion(folder: Path, path: Path, name: str) -> Path:
     # The model's own folder may be a link that the user made; what is in it stays in it.
     if not any(companion.resolve().is_relative_to(place.resolve()) for place in (folder, path.parent)):
         raise SourceError(
-            f"{path.name} has a file that leads out of the version folder",
+            f"{path.name} has a file that leads out of its folder",
             f'"{name}" is, or lies in, a symbolic link to {companion.resolve()}',
             "Copy the file there",
         )

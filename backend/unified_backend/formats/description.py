@@ -86,7 +86,7 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
         raise ConfigError(
             f'{label}: parameter "names" names {", ".join(unknown)}',
             f"the model has {', '.join(known)}",
-            "Correct it in config.pbtxt",
+            "Correct the option, or the parameter in config.pbtxt",
         )
     for side in (description.inputs, description.outputs):
         served = [new.get(spec.name, spec.name) for spec in side]
@@ -94,7 +94,7 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
             raise ConfigError(
                 f'{label}: parameter "names" gives one name to two tensors',
                 f"they would be {', '.join(served)}",
-                "Correct it in config.pbtxt",
+                "Correct the option, or the parameter in config.pbtxt",
             )
 
     own = {name: name for name in known if name in new}
@@ -166,5 +166,5 @@ def _public(description: Description, name: str, parameter: str, side: tuple[Ten
     raise ConfigError(
         f'{label}: parameter "{parameter}" names {name}',
         f"the model has {', '.join(known)}",
-        "Correct it in config.pbtxt",
+        "Correct the option, or the parameter in config.pbtxt",
     )

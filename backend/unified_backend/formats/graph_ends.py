@@ -75,13 +75,15 @@ def find_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], label
         raise SourceError(
             f"{label}: the graph has {len(candidates)} placeholders",
             "so many inputs are no model's",
-            'Name those to serve in the parameter "inputs"',
+            'Name those to serve: --inputs, or the parameter "inputs"',
         )
     if outputs:
         ends = [graph.tensor(name, "outputs", label) for name in outputs]
     else:
         ends = _guessed(graph, candidates, label)
-        notes.append(f"outputs guessed: {_listed([end.public for end in ends])}; the parameter `outputs` names others")
+        notes.append(
+            f"outputs guessed: {_listed([end.public for end in ends])}; the option or parameter `outputs` names others"
+        )
     fed = {f"{tensor.node}:{tensor.port}" for tensor in candidates} | set(feeds)
     reached = _needed(graph, ends, fed, label, frozen)
     if not given:
@@ -154,7 +156,7 @@ def _guessed(graph: Graph, inputs: Sequence[Tensor], label: str) -> list[Tensor]
         raise SourceError(
             f"{label}: the graph has no {'outputs' if inputs else 'inputs'}",
             f"{why}{f', and it reads its own data ({_listed(readers)})' if readers else ''}",
-            'Name its tensors in the parameters "inputs" and "outputs", for example "input:0[1,224,224,3]"',
+            'Name its tensors with --inputs and --outputs, or the parameters of these names: "input:0[1,224,224,3]"',
         )
     return [Tensor(name, port) for name in free for port in graph.ports(name)]
 
@@ -209,7 +211,7 @@ def _needed(graph: Graph, outputs: Sequence[Tensor], fed: set[str], label: str, 
             raise SourceError(
                 f"{label}: the placeholder {name} is not fed",
                 f"the outputs {_listed([tensor.public for tensor in outputs])} need it, and it is none of the inputs",
-                'Add it to the parameter "inputs", or name outputs that do not need it',
+                'Add it to "inputs", or name outputs that do not need it',
             )
         if _READERS.search(node.op):
             raise SourceError(
