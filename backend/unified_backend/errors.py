@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "CacheError",
     "CacheFullError",
@@ -60,9 +63,14 @@ class UnifiedError(Exception):
 
 
 class SourceError(UnifiedError):
-    """The file or folder a user dropped is not a model that can be served."""
+    """The file or folder a user dropped is not a model that can be served.
+
+    Attributes:
+        facts: what it tells all the same, as `Description.facts`; None where it cannot be read.
+    """
 
     triton_code = "INVALID_ARG"
+    facts: Mapping[str, Any] | None = None
 
 
 class SourceChangedError(UnifiedError):

@@ -120,7 +120,7 @@ def test_file_that_is_no_model_is_refused_with_reason_and_next_step(triton: Trit
 def test_version_folder_without_a_file_is_refused(triton: Triton, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = triton.refusal("nothing", {"1": tmp_path / "empty"})
-    assert "no model found: the version folder holds no file" in message
+    assert "no model found: the folder holds no file" in message
     assert NO_MODEL in message
 
 

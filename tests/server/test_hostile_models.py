@@ -250,7 +250,7 @@ def test_config_may_choose_a_file_by_a_name_that_is_not_ascii(triton: Triton) ->
 
 
 def test_error_about_a_file_whose_name_is_not_ascii_names_it(triton: Triton) -> None:
-    with pytest.raises(InferenceServerException, match=r"the version folder holds größe \(text\)"):
+    with pytest.raises(InferenceServerException, match=r"the folder holds größe \(text\)"):
         loaded(triton, "named", {"1/größe": b"hello there\n"})
 
 

@@ -96,7 +96,7 @@ def test_a_file_that_is_no_model_is_described(folder, find, content, words):
     (folder / "thing").write_bytes(content)
     with pytest.raises(SourceError) as caught:
         find()
-    assert str(caught.value).startswith("m/1: no model found: the version folder holds thing (")
+    assert str(caught.value).startswith("m/1: no model found: the folder holds thing (")
     assert words in str(caught.value)
 
 
@@ -141,5 +141,17 @@ def test_a_chosen_source_that_is_missing_or_outside_is_refused(folder, find):
 
 def test_hidden_files_are_not_models(folder, find):
     (folder / ".backup.onnx").write_bytes(model())
-    with pytest.raises(SourceError, match="no model found: the version folder holds no file"):
+    with pytest.raises(SourceError, match="no model found: the folder holds no file"):
         find()
+
+
+def test_advice_on_a_choice_is_for_the_command_line_and_for_a_config(folder, find):
+    for name in ("a.onnx", "b.onnx"):
+        (folder / name).write_bytes(model())
+    with pytest.raises(SourceError) as caught:
+        find()
+    assert caught.value.why == "the folder holds a.onnx, b.onnx"
+    assert caught.value.do == (
+        "Keep one, or choose it: name its file in place of the folder, or in config.pbtxt "
+        'parameters { key: "source" value { string_value: "a.onnx" } }'
+    )

@@ -147,7 +147,7 @@ def test_variables_behind_a_link_out_of_the_version_folder_are_refused(tmp_path,
     (folder / "variables" / "variables.index" if what == "file" else folder / "variables").symlink_to(
         tmp_path / "outside"
     )
-    with pytest.raises(SourceError, match="leads out of the version folder"):
+    with pytest.raises(SourceError, match="leads out of its folder"):
         find()
 
 
@@ -348,3 +348,29 @@ def test_a_description_is_values_that_json_holds(folder, described):
     told = described()
     assert json.loads(json.dumps([told.job, told.facts])) == [told.job, told.facts]
     assert dataclasses.replace(told, notes=()).notes == ()
+
+
+@pytest.mark.parametrize("chosen", ["m", "m.meta", "m.index", "m.data-00000-of-00001"])
+def test_a_checkpoint_is_chosen_by_its_prefix_or_any_of_its_files(folder, find, chosen):
+    for prefix in ("m", "other"):
+        checkpoint(folder, prefix)
+    assert find(chosen).path.name == "m.meta"
+
+
+def test_a_file_beside_a_graph_of_another_name_is_what_it_is(folder, find):
+    checkpoint(folder, "m")
+    (folder / "n.index").write_bytes(classifier().graph.SerializeToString())
+    assert find("n.index").format == "graphdef"
+
+
+def test_what_is_refused_tells_its_facts_all_the_same(folder, described):
+    saved_model(folder, TWO)
+    with pytest.raises(SourceError) as caught:
+        described()
+    assert set(caught.value.facts["graphs"][0]["signatures"]) == {"encode", "decode"}
+    (folder / "saved_model.pb").unlink()
+    checkpoint(folder, "m", training_graph(loss_alone=True))
+    with pytest.raises(SourceError) as caught:
+        described()
+    assert caught.value.facts["prefix"] == "m"
+    assert "keep_prob" in caught.value.facts["placeholders"]

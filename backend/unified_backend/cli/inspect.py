@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,19 @@ from rich.text import Text
 
 from unified_backend.cache import FileMemo
 from unified_backend.cli.cache.shared import amount, one_line
-from unified_backend.errors import Refused, SourceError
-from unified_backend.formats import FORMATS, find_source
-from unified_backend.settings import Settings
+from unified_backend.cli.source import named
+from unified_backend.errors import ConfigError, Refused, SourceError
+from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.formats.description import Description
+from unified_backend.formats.integrity import check
+from unified_backend.formats.keras_hdf5 import KerasHdf5, is_hdf5
+from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import TensorSpec
 
 __all__ = ["inspect"]
+
+_TENSOR = {"name", "dtype", "shape"}
+_NAMELESS = re.compile(r"unk__\d+")  # what tf2onnx calls a dimension without a name
 
 
 def inspect(
@@ -29,21 +37,26 @@ def inspect(
     tags: Annotated[
         list[str] | None, typer.Option("--tag", "--tags", help="Tag of the SavedModel's graph; repeatable.")
     ] = None,
+    inputs: Annotated[str | None, typer.Option(help="Tensors that are the inputs: image:0[1,224,224,3]")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Tensors that are the outputs: scores:0,boxes:0")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a model's format, inputs, outputs and all that its file tells, without loading it.
 
-    Exits with 0 if it is a model, 1 if it is damaged or none, 2 if there is no such file.
+    Exits with 0 if it is a model, even one that a load would refuse, which a note tells; 1 if it is damaged or none,
+    2 if there is no such file.
 
     Example:
 
     triton-unified inspect exported/saved_model
     """
-    if not source.exists():
-        raise Refused(f"{source} is not there", "there is no such file or folder", "Name a model file or its folder")
-    chosen = tuple(tag.strip() for text in tags or () for tag in text.split(",") if tag.strip())
+    source = named(source)
+    asked = {"signature": signature, "tags": ",".join(tags or ()), "inputs": inputs, "outputs": outputs}
     try:
-        result = _result(source, Settings(signature=signature, tags=chosen))
+        settings = read_settings(source.name, {name: value for name, value in asked.items() if value}, ())
+        result = _result(source, settings)
+    except ConfigError as error:
+        raise Refused(error.what, error.why, error.do) from None
     except SourceError as error:
         if not as_json:
             raise
@@ -57,22 +70,59 @@ def inspect(
 
 def _result(path: Path, settings: Settings) -> dict[str, Any]:
     folder, chosen = (path, None) if path.is_dir() else (path.parent, path.name)
-    with tempfile.TemporaryDirectory(prefix="triton-unified-") as notes:  # no cache is needed, or touched
-        found = find_source(path.name, folder, FileMemo(Path(notes)), chosen)
-    described = FORMATS[found.format].describe(found.path, settings, path.name)
+    found = _found(path, folder, chosen)
+    unread = check(found)
+    described = _described(found, settings)
     return {
         "format": found.format,
         "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in found.files},
         "inputs": [_row(spec, described.inner) for spec in described.inputs],
-        "outputs": [_row(spec, described.inner) for spec in described.outputs],
-        "notes": list(described.notes),
+        "outputs": [_row(spec, described.inner) for spec in described.outputs] or _named_outputs(described.facts),
+        "notes": [*described.notes, *unread],
         "facts": described.facts,
     }
 
 
+def _found(path: Path, folder: Path, chosen: str | None) -> Source:
+    try:
+        with tempfile.TemporaryDirectory(prefix="triton-unified-") as notes:  # no cache is needed, or touched
+            return find_source(path.name, folder, FileMemo(Path(notes)), chosen)
+    except SourceError:
+        # Weights alone are no model that could be found, and tell their names and shapes all the same.
+        if chosen is not None and is_hdf5(path):
+            return Source(path.name, KerasHdf5.name, path, (path,))
+        raise
+
+
+def _described(found: Source, settings: Settings) -> Description:
+    """The description; of what a load would refuse, the facts alone and the refusal as a note.
+
+    Raises:
+        SourceError: it cannot be read, or has not got what was asked for.
+    """
+    try:
+        return FORMATS[found.format].describe(found.path, settings, found.label)
+    except SourceError as error:
+        if error.facts is None or settings.signature or settings.tags or settings.inputs or settings.outputs:
+            raise
+        what = error.what.removeprefix(f"{found.label}: ")
+        return Description((), (), facts=error.facts, notes=(f"it does not load: {what}: {error.why}. {error.do}",))
+
+
+def _named_outputs(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The outputs of a Keras model, whose file names them; what they are, Keras knows when it has loaded them."""
+    names = facts.get("outputs")
+    names = names if isinstance(names, list) else []
+    return [{"name": name, "dtype": None, "shape": None, "tensor": name} for name in names]
+
+
 def _row(spec: TensorSpec, inner: Mapping[str, str]) -> dict[str, Any]:
-    shape = None if spec.shape is None else [-1 if size is None else size for size in spec.shape]
+    shape = None if spec.shape is None else [-1 if _open(size) else size for size in spec.shape]
     return {"name": spec.name, "dtype": spec.dtype, "shape": shape, "tensor": inner.get(spec.name, spec.name)}
+
+
+def _open(size: int | str | None) -> bool:
+    return size is None or (isinstance(size, str) and _NAMELESS.fullmatch(size) is not None)
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -95,15 +145,18 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> Sequence[str]:
-    shape = "unknown rank" if row["shape"] is None else str(row["shape"])
-    return row["name"], row["dtype"], shape, row["tensor"]
+    if row["dtype"] is None:
+        return row["name"], "unknown", "unknown", row["tensor"]
+    return row["name"], row["dtype"], _shape(row), row["tensor"]
 
 
 def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
     """Nested facts as indented `name: value` lines."""
     lines = []
     for name, each in value.items():
-        if isinstance(each, Mapping) and each:
+        if isinstance(each, Mapping) and "shape" in each and each.keys() <= _TENSOR:
+            lines.append(f"{indent}{name}: {_tensor(each)}")
+        elif isinstance(each, Mapping) and each:
             lines += [f"{indent}{name}:", *_lines(each, f"{indent}  ")]
         elif isinstance(each, list) and each and isinstance(each[0], Mapping):
             for number, part in enumerate(each):
@@ -111,6 +164,15 @@ def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{name}: {_text(name, each)}")
     return lines
+
+
+def _tensor(row: Mapping[str, Any]) -> str:
+    """A tensor in one line: type, shape, and its name in the graph if it has another there."""
+    return "  ".join(filter(None, (row["dtype"], _shape(row), row.get("name"))))
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    return "unknown rank" if row["shape"] is None else str(row["shape"])
 
 
 def _text(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,8 @@ from unified_backend import __version__
 from unified_backend.cache.memo import FileMemo
 from unified_backend.errors import SourceError
 from unified_backend.formats.appearance import appearance
-from unified_backend.formats.checkpoint import META, Checkpoint, newest
-from unified_backend.formats.description import Description
+from unified_backend.formats.checkpoint import META, Checkpoint, graph_of, newest
+from unified_backend.formats.description import Description, choice
 from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.keras_archive import KerasArchive
 from unified_backend.formats.keras_hdf5 import KerasHdf5
@@ -49,7 +50,7 @@ class Format(Protocol):
         """What the file says of itself, for the signature, inputs and outputs that the settings choose.
 
         Raises:
-            SourceError: it is damaged, or does not say what goes in and what comes out.
+            SourceError: it is damaged, or does not say what goes in and what comes out; then its `facts` are there.
             ConfigError: a parameter names what the model has not got.
         """
         ...
@@ -59,7 +60,7 @@ FORMATS: dict[str, Format] = {
     form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite())
 }
 
-_DEPTH = 3  # levels below the version folder that are searched: `1/model.onnx/model.onnx` is the second
+_DEPTH = 3  # levels below the folder that are searched: `1/model.onnx/model.onnx` is the second
 _LISTED = 8  # files that a message names before it only counts
 
 
@@ -87,7 +88,8 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
         label: `model/version`, for messages.
         folder: the version folder.
         memo: remembers what a file was found to be, so that an unchanged one is not parsed again.
-        chosen: a file or folder inside `folder` that the user asked for, relative to it.
+        chosen: a file or folder inside `folder` that the user asked for, relative to it; of a checkpoint, any of its
+            files, or its prefix.
 
     Raises:
         SourceError: there is none, there are several, the chosen one is missing, or the one there is broken.
@@ -97,13 +99,13 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
             f"{label}: no version folder", f"{folder} is not a folder", "Make it and put the model file inside"
         )
     start = folder / _file_name(chosen or "")
-    if chosen and not start.exists():
-        start = start.with_name(start.name + META)  # a checkpoint is called by its prefix
+    if chosen:
+        start = graph_of(start)
     if not start.exists() or ".." in Path(chosen or "").parts:
         there = ", ".join(path.relative_to(folder).as_posix() for path in _regular_files(folder)[:_LISTED])
         raise SourceError(
             f'{label}: source "{chosen}" not found',
-            f"the version folder, which the source must be in, holds {there or 'no file'}",
+            f"the folder that the source must be in holds {there or 'no file'}",
             "Correct the parameter `source` (or default_model_filename) in config.pbtxt",
         )
     candidates = [start] if start.is_file() else _regular_files(start)
@@ -120,14 +122,16 @@ def find_source(label: str, folder: Path, memo: FileMemo, chosen: str | None = N
     if not found:
         raise SourceError(
             f"{label}: no model found",
-            f"{'the version folder' if chosen is None else chosen} holds {_listing(folder, candidates)}",
+            f"{start.name} is {appearance(start)}"
+            if start.is_file()
+            else f"{'the folder' if chosen is None else chosen} holds {_listing(folder, candidates)}",
             f"Put one model there; this version serves: {', '.join(FORMATS)}",
         )
     names = [path.relative_to(folder).as_posix() for _, path in found]
     raise SourceError(
         f"{label}: {len(found)} models found and none was chosen",
-        f"the version folder holds {', '.join(names[:_LISTED])}",
-        f'Keep one, or choose it: parameters {{ key: "source" value {{ string_value: "{names[0]}" }} }}',
+        f"{'the folder' if chosen is None else chosen} holds {', '.join(names[:_LISTED])}{_more(names)}",
+        f"Keep one, or choose it: {choice('source', names[0], 'name its file in place of the folder')}",
     )
 
 
@@ -164,7 +168,7 @@ def _companion(folder: Path, path: Path, name: str) -> Path:
     # The model's own folder may be a link that the user made; what is in it stays in it.
     if not any(companion.resolve().is_relative_to(place.resolve()) for place in (folder, path.parent)):
         raise SourceError(
-            f"{path.name} has a file that leads out of the version folder",
+            f"{path.name} has a file that leads out of its folder",
             f'"{name}" is, or lies in, a symbolic link to {companion.resolve()}',
             "Copy the file there",
         )
@@ -191,5 +195,8 @@ def _listing(folder: Path, paths: list[Path]) -> str:
     if not paths:
         return "no file"
     rows = [f"{path.relative_to(folder).as_posix()} ({appearance(path)})" for path in paths[:_LISTED]]
-    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
-    return ", ".join(rows) + more
+    return ", ".join(rows) + _more(paths)
+
+
+def _more(listed: Sequence[object]) -> str:
+    return f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""

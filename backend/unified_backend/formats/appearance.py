@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["appearance"]
+__all__ = ["appearance", "excerpt"]
 
 # First bytes of files that people leave in version folders, at the offsets their formats' specifications give.
 _SIGNATURES = (
@@ -23,6 +23,7 @@ _SIGNATURES = (
 )
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # of the table that TensorFlow keeps a checkpoint's index in
+_MOST_READ, _MOST_QUOTED = 100_000, 200  # characters
 _CHECKPOINT = "of a TensorFlow checkpoint; its graph, the .meta file of the same name, is missing or no graph"
 
 
@@ -52,6 +53,14 @@ def appearance(path: Path) -> str:
     if _is_text(head):
         return "text"
     return f"unknown, {path.stat().st_size} bytes"
+
+
+def excerpt(error: Exception | str) -> str:
+    """What a library says of a file, which may quote kilobytes of it, as one short line: its begin and its end."""
+    words = " ".join((str(error) or type(error).__name__)[:_MOST_READ].split())
+    if len(words) > _MOST_QUOTED:
+        words = f"{words[: _MOST_QUOTED // 2]} ... {words[5 - _MOST_QUOTED // 2 :]}"
+    return "".join(sign if sign.isprintable() else "?" for sign in words)
 
 
 def _is_text(head: bytes) -> bool:

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description
+from unified_backend.formats.description import Description, telling
 from unified_backend.formats.graphdef import describe_graph
 from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import read_message
 from unified_backend.settings import Settings
 
-__all__ = ["META", "Checkpoint", "newest"]
+__all__ = ["META", "Checkpoint", "graph_of", "newest"]
 
 META = ".meta"
 _STATE = "checkpoint"  # tf.train.Saver's note of which step is the newest
 _NEWEST = re.compile(r'^\s*model_checkpoint_path\s*:\s*"([^"\n]*)"', re.MULTILINE)
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+_BESIDE = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _MOST_STATE = 2**20  # bytes
 
 
@@ -61,7 +62,6 @@ class Checkpoint:
         """
         kind = kind_of(path)
         message = read_message(path, "MetaGraphDef", kind is not None and kind.text, "MetaGraphDef")
-        described = describe_graph(message.graph_def, settings, label, frozen=False)
         info = message.meta_info_def
         facts = {
             "prefix": _prefix(path),
@@ -69,16 +69,24 @@ class Checkpoint:
             "tags": sorted(info.tags),
             "saver": message.saver_def.restore_op_name,
             "collections": sorted(message.collection_def),
-            **described.facts,
         }
+        with telling(facts):
+            described = describe_graph(message.graph_def, settings, label, frozen=False)
         return Description(
             described.inputs,
             described.outputs,
             described.inner,
             {**described.job, "prefix": _prefix(path)},
-            facts,
+            {**facts, **described.facts},
             described.notes,
         )
+
+
+def graph_of(path: Path) -> Path:
+    """The graph of the checkpoint that a user calls by its prefix or by another of its files; else the path itself."""
+    prefix = _BESIDE.sub("", path.name) if path.is_file() else path.name
+    graph = path.parent / f"{prefix}{META}"
+    return graph if graph.is_file() and (prefix != path.name or not path.exists()) else path
 
 
 def newest(paths: Sequence[Path]) -> list[Path]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from unified_backend.errors import ConfigError
+from unified_backend.errors import ConfigError, SourceError
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["Description", "as_asked", "renamed", "tensor_shape"]
+__all__ = ["Description", "as_asked", "choice", "renamed", "telling", "tensor_shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,26 @@ class Description:
     job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def choice(parameter: str, value: str, command: str | None = None) -> str:
+    """How to set a parameter, for a message: on the command line, and in a model repository.
+
+    Args:
+        command: what to do on the command line, if not to give the option of the parameter's name.
+    """
+    line = f'parameters {{ key: "{parameter}" value {{ string_value: "{value}" }} }}'
+    return f"{command or f'--{parameter} {value}'}, or in config.pbtxt {line}"
+
+
+@contextmanager
+def telling(facts: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever is refused in this block is refused with these facts, for a person who asks what the file is."""
+    try:
+        yield
+    except SourceError as error:
+        error.facts = {**facts, **(error.facts or {})}
+        raise
 
 
 def as_asked(description: Description, settings: Settings, label: str) -> Description:
@@ -65,7 +86,7 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
         raise ConfigError(
             f'{label}: parameter "names" names {", ".join(unknown)}',
             f"the model has {', '.join(known)}",
-            "Correct it in config.pbtxt",
+            "Correct the option, or the parameter in config.pbtxt",
         )
     for side in (description.inputs, description.outputs):
         served = [new.get(spec.name, spec.name) for spec in side]
@@ -73,7 +94,7 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
             raise ConfigError(
                 f'{label}: parameter "names" gives one name to two tensors',
                 f"they would be {', '.join(served)}",
-                "Correct it in config.pbtxt",
+                "Correct the option, or the parameter in config.pbtxt",
             )
 
     shared = {new.get(spec.name, spec.name) for spec in description.inputs}
@@ -153,5 +174,5 @@ def _public(description: Description, name: str, parameter: str, side: tuple[Ten
     raise ConfigError(
         f'{label}: parameter "{parameter}" names {name}',
         f"the model has {', '.join(known)}",
-        "Correct it in config.pbtxt",
+        "Correct the option, or the parameter in config.pbtxt",
     )

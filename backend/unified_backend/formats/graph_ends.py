@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.description import choice
 from unified_backend.formats.graph_nodes import Graph, Tensor
 from unified_backend.tensors import TensorSpec
 
@@ -75,13 +76,15 @@ def find_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], label
         raise SourceError(
             f"{label}: the graph has {len(candidates)} placeholders",
             "so many inputs are no model's",
-            'Name those to serve in the parameter "inputs"',
+            'Name those to serve: --inputs, or the parameter "inputs"',
         )
     if outputs:
         ends = [graph.tensor(name, "outputs", label) for name in outputs]
     else:
         ends = _guessed(graph, candidates, label)
-        notes.append(f"outputs guessed: {_listed([end.public for end in ends])}; the parameter `outputs` names others")
+        notes.append(
+            f"outputs guessed: {_listed([end.public for end in ends])}; the option or parameter `outputs` names others"
+        )
     fed = {f"{tensor.node}:{tensor.port}" for tensor in candidates} | set(feeds)
     reached = _needed(graph, ends, fed, label, frozen)
     if not given:
@@ -146,7 +149,7 @@ def _guessed(graph: Graph, inputs: Sequence[Tensor], label: str) -> list[Tensor]
             raise SourceError(
                 f"{label}: the graph trains, and its outputs cannot be told from its losses",
                 f"it ends in {_listed(fewest) or 'nothing that a placeholder reaches'}",
-                f'Name them: parameters {{ key: "outputs" value {{ string_value: "{_hint(graph, depends)}:0" }} }}',
+                f"Name them: {choice('outputs', f'{_hint(graph, depends)}:0')}",
             )
     if not free:
         readers = sorted({node.op for node in graph.nodes.values() if _READERS.search(node.op)})
@@ -154,7 +157,7 @@ def _guessed(graph: Graph, inputs: Sequence[Tensor], label: str) -> list[Tensor]
         raise SourceError(
             f"{label}: the graph has no {'outputs' if inputs else 'inputs'}",
             f"{why}{f', and it reads its own data ({_listed(readers)})' if readers else ''}",
-            'Name its tensors in the parameters "inputs" and "outputs", for example "input:0[1,224,224,3]"',
+            'Name its tensors with --inputs and --outputs, or the parameters of these names: "input:0[1,224,224,3]"',
         )
     return [Tensor(name, port) for name in free for port in graph.ports(name)]
 
@@ -209,14 +212,14 @@ def _needed(graph: Graph, outputs: Sequence[Tensor], fed: set[str], label: str, 
             raise SourceError(
                 f"{label}: the placeholder {name} is not fed",
                 f"the outputs {_listed([tensor.public for tensor in outputs])} need it, and it is none of the inputs",
-                'Add it to the parameter "inputs", or name outputs that do not need it',
+                'Add it to "inputs", or name outputs that do not need it',
             )
         if _READERS.search(node.op):
             raise SourceError(
                 f"{label}: the graph reads its own data",
                 f"{name} ({node.op}) is a training pipeline's end, which cannot be served",
-                f'Name the tensor that it gives as input: parameters {{ key: "inputs" value {{ string_value: '
-                f'"{name}:{port}[-1,...]" }} }}, or export the model without its pipeline',
+                "Export the model without its pipeline, or name the tensor that it gives as input: "
+                f"{choice('inputs', f'{name}:{port}[-1,...]')}",
             )
         if frozen and node.op in _VARIABLES:
             raise SourceError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unified_backend.formats.description import Description, renamed
+from unified_backend.formats.description import Description, renamed, telling
 from unified_backend.formats.graph_ends import find_ends
 from unified_backend.formats.graph_nodes import Graph, operators
 from unified_backend.formats.tensorflow_files import kind_of
@@ -57,7 +57,6 @@ def describe_graph(message: Any, settings: Settings, label: str, frozen: bool) -
         ConfigError: a parameter names what the model has not got.
     """
     graph = Graph(message)
-    ends = find_ends(graph, settings.inputs, settings.outputs, label, frozen)
     facts = {
         "producer": message.versions.producer,
         "nodes": len(message.node),
@@ -66,11 +65,13 @@ def describe_graph(message: Any, settings: Settings, label: str, frozen: bool) -
             for node in graph.nodes.values()
             if node.op.startswith("Placeholder")
         },
-        "feeds": dict(ends.feeds),
         "functions": sorted(function.signature.name for function in message.library.function),
         "operators": operators(message),
     }
-    described = Description(ends.inputs, ends.outputs, ends.inner, {"feeds": dict(ends.feeds)}, facts, ends.notes)
+    with telling(facts):
+        ends = find_ends(graph, settings.inputs, settings.outputs, label, frozen)
+    feeds = {"feeds": dict(ends.feeds)}
+    described = Description(ends.inputs, ends.outputs, ends.inner, feeds, {**feeds, **facts}, ends.notes)
     return renamed(described, settings.names, label)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from unified_backend import hosts
 from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import excerpt
 
 __all__ = ["MAGIC", "read_hdf5"]
 
@@ -53,13 +54,13 @@ def read_hdf5(path: Path, part: tuple[int, int] | None = None, name: str = "") -
         reason = f"HDF5 did not end within {_SECONDS:.0f} s"
     except (ValueError, RecursionError):
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = f"HDF5 ended with code {done.returncode}{f': {lines[-1][:300]}' if lines else ''}"
+        reason = f"HDF5 ended with code {done.returncode}{f': {excerpt(lines[-1])}' if lines else ''}"
     except OSError as error:
         reason = f"no process could be started to read it: {error.strerror or error}"
     else:
         if isinstance(result, dict) and "error" not in result:
             return result
-        reason = str(result["error"] if isinstance(result, dict) else result)
+        reason = excerpt(str(result["error"] if isinstance(result, dict) else result))
     raise SourceError(
         f"{name or path.name} is a damaged HDF5 file", reason, "Save it again, or copy it again completely"
     )

@@ -17,7 +17,7 @@ _MEMORY = 2 * 2**30  # of address space: libraries take 0.6 GiB of it
 _SECONDS = 20  # of processor time; the parent's clock is stricter
 _MOST_TEXT = 32 * 2**20  # bytes of one attribute
 _MOST_WEIGHTS = 50_000
-_ATTRIBUTES = ("model_config", "keras_version", "backend", "training_config")
+_ATTRIBUTES = ("model_config", "keras_version", "backend", "training_config", "layer_names")
 
 
 class _Part(io.RawIOBase):

@@ -9,17 +9,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description
+from unified_backend.formats.appearance import excerpt
+from unified_backend.formats.description import Description, telling
 from unified_backend.formats.hdf5 import read_hdf5
 from unified_backend.formats.keras_config import MOST_CONFIG, describe_config, parse_config
 from unified_backend.settings import Settings
 
-__all__ = ["KerasArchive"]
+__all__ = ["KerasArchive", "check_members"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MOST_MEMBERS, _MOST_DIRECTORY = 10_000, 4 * 2**20  # Keras writes three, and a few assets
 # What is packed may be this often as large; weights as Keras writes them are not packed at all.
 _MOST_RATIO, _SMALL = 100, 64 * 2**20
+_MOST_READ, _CHUNK = 512 * 2**20, 2**20  # bytes that are compared with their checksums, a second's worth
 _TAIL = 22 + 65535  # bytes: the end record and the longest comment
 # A zip whose directory or members are not what they say raises any of these.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
@@ -34,7 +36,7 @@ class KerasArchive:
         """Whether the file is a zip that holds a Keras model's two JSON files.
 
         Raises:
-            SourceError: it begins as one and ends too early.
+            SourceError: it begins as one and ends too early, or in what is no directory.
         """
         with path.open("rb") as file:
             head = file.read(256)
@@ -54,7 +56,9 @@ class KerasArchive:
             try:
                 with zipfile.ZipFile(file) as archive:
                     return {_CONFIG, _METADATA} <= set(archive.namelist())
-            except _DAMAGE:
+            except _DAMAGE as error:
+                if ours:
+                    raise _damaged(path, f"its directory is none ({excerpt(error)})") from None
                 return False
 
     def companions(self, path: Path) -> list[str]:
@@ -72,23 +76,69 @@ class KerasArchive:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = _checked(archive, path)
-                config = parse_config(archive.read(_CONFIG), f"{path.name}/{_CONFIG}")
-                metadata = parse_config(archive.read(_METADATA), f"{path.name}/{_METADATA}")
+                config = parse_config(_content(archive, _CONFIG, path), f"{path.name}/{_CONFIG}")
+                metadata = parse_config(_content(archive, _METADATA, path), f"{path.name}/{_METADATA}")
         except _DAMAGE as error:
-            raise SourceError(
-                f"{path.name} is a damaged .keras file", str(error) or type(error).__name__, "Save or copy it again"
-            ) from None
+            raise _damaged(path, excerpt(error)) from None
         read = _weights(path, members[_WEIGHTS])
-        described = describe_config(config, str(metadata.get("keras_version") or ""), read, settings, label)
         extra = sorted(set(members) - {_CONFIG, _METADATA, _WEIGHTS})
+        facts = {"saved": metadata.get("date_saved"), "assets": extra}
+        with telling(facts):
+            described = describe_config(config, str(metadata.get("keras_version") or ""), read, settings, label)
         return Description(
             described.inputs,
             described.outputs,
             described.inner,
             described.job,
-            {"saved": metadata.get("date_saved"), "assets": extra, **described.facts},
+            {**facts, **described.facts},
             described.notes,
         )
+
+
+def check_members(path: Path) -> tuple[str, ...]:
+    """Compare every member with its checksum.
+
+    Returns:
+        a line of what is too large to be read.
+
+    Raises:
+        SourceError: one is damaged, or a trap.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _checked(archive, path)
+            left = _MOST_READ
+            for name in sorted(members, key=lambda name: members[name].file_size):
+                left -= members[name].file_size
+                if left < 0:
+                    return (f"checksums of {name} and what is larger were not compared",)
+                _content(archive, name, path, keep=False)
+    except _DAMAGE as error:
+        raise _damaged(path, excerpt(error)) from None
+    return ()
+
+
+def _content(archive: zipfile.ZipFile, name: str, path: Path, keep: bool = True) -> bytes:
+    """A member's bytes.
+
+    Args:
+        keep: else they are read, and compared with their checksum, only.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    try:
+        with archive.open(name) as member:
+            content = member.read() if keep else b""
+            while member.read(_CHUNK):
+                pass
+    except _DAMAGE as error:
+        raise _damaged(path, f"its member {excerpt(name)} cannot be read ({excerpt(error)})") from None
+    return content
+
+
+def _damaged(path: Path, why: str) -> SourceError:
+    return SourceError(f"{path.name} is a damaged .keras file", why, "Copy it again, completely, or save it again")
 
 
 def _checked(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -120,14 +170,14 @@ def _trap(members: list[zipfile.ZipInfo], size: int) -> str | None:
     for member in members:
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
-            return f'its member "{member.filename}" leads out of the folder it is unpacked in'
+            return f'its member "{excerpt(member.filename)}" leads out of the folder it is unpacked in'
         if member.external_attr >> 16 & 0o170000 == 0o120000:
-            return f'its member "{member.filename}" is a symbolic link'
+            return f'its member "{excerpt(member.filename)}" is a symbolic link'
         if member.flag_bits & 1:
-            return f'its member "{member.filename}" is encrypted'
+            return f'its member "{excerpt(member.filename)}" is encrypted'
         most = MOST_CONFIG if name.suffix == ".json" else max(_SMALL, _MOST_RATIO * member.compress_size)
         if member.file_size > most:
-            return f'its member "{member.filename}" would unpack to {member.file_size} bytes'
+            return f'its member "{excerpt(member.filename)}" would unpack to {member.file_size} bytes'
     return None
 
 
@@ -139,9 +189,7 @@ def _weights(path: Path, member: zipfile.ZipInfo) -> dict[str, Any]:
         file.seek(member.header_offset)
         header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise SourceError(
-            f"{path.name} is a damaged .keras file", f"{_WEIGHTS} is not where it should be", "Save or copy it again"
-        )
+        raise _damaged(path, f"its member {_WEIGHTS} is not where it should be")
     name, extra = struct.unpack("<HH", header[26:])
     return read_hdf5(path, (member.header_offset + 30 + name + extra, member.file_size), f"{path.name}/{_WEIGHTS}")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.appearance import excerpt
+from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec, data_type
 
@@ -42,7 +43,9 @@ def parse_config(text: str | bytes | None, name: str) -> dict[str, Any]:
         value = json.loads(text or b"")
     except (ValueError, RecursionError) as error:
         raise SourceError(
-            f"{name}: the model's configuration does not parse", str(error), "Save the model again with model.save(...)"
+            f"{name}: the model's configuration does not parse",
+            excerpt(error),
+            "Save the model again with model.save(...)",
         ) from None
     if not isinstance(value, dict):
         raise SourceError(
@@ -68,18 +71,26 @@ def describe_config(
         ConfigError: a parameter names what the model has not got.
     """
     objects = list(_objects(config, label))
-    _refuse_code(objects, settings, label)
-    _refuse_custom(objects, label)
-    inputs = _inputs(config, label)
     outputs = _ends(config, "output_layers")
     facts = {
         "keras": version,
         "class": str(config.get("class_name")),
+        "inputs": {name: _input_facts(row) for name, row in _input_layers(config).items()},
         "outputs": outputs,
         "layers": dict(Counter(str(row["class_name"]) for row in _layers(config)).most_common()),
         "parameters": read.get("parameters"),
         "weights": read.get("weights", {}),
     }
+    with telling(facts):
+        _refuse_code(objects, settings, label)
+        _refuse_custom(objects, label)
+        inputs = _inputs(config, label)
+        if settings.outputs:
+            raise SourceError(
+                f'{label}: parameter "outputs" is set',
+                "a Keras model is served with all of its outputs",
+                "Remove it, or save a model with the outputs that you want",
+            )
     job = {"legacy_keras": version.split(".")[0] in ("", "0", "1", "2"), "output_layers": outputs}
     return as_asked(Description(inputs, (), {}, job, facts), settings, label)
 
@@ -111,7 +122,7 @@ def _refuse_code(objects: list[Mapping[str, Any]], settings: Settings, label: st
             f"{label}: the model carries Python byte code",
             f"{_listed(names)}: loading it would run whatever its maker wrote, with the rights of the conversion",
             "Replace Lambda layers by layers of Keras; if you trust the file: "
-            'parameters { key: "allow_unsafe" value { string_value: "true" } }',
+            f"{choice('allow_unsafe', 'true', 'convert it with -p allow_unsafe=true')}",
         )
 
 
@@ -166,18 +177,29 @@ def _layers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "class_name" in row] if isinstance(rows, list) else []
 
 
-def _inputs(config: Mapping[str, Any], label: str) -> tuple[TensorSpec, ...]:
+def _input_layers(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name of each input -> the layer that says its shape and type."""
     layers = {_name(row): row for row in _layers(config)}
     names = _ends(config, "input_layers")
     if not names and layers:  # sequential: the first layer says the shape, and may be no InputLayer
-        first = next(iter(layers))
-        row = layers[first]
-        names = [first if row.get("class_name") == "InputLayer" else f"{first}_input"]
-        layers = {names[0]: row}
+        first, row = next(iter(layers.items()))
+        return {first if row.get("class_name") == "InputLayer" else f"{first}_input": row}
+    return {name: layers.get(name, {}) for name in names}
+
+
+def _input_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    shape, dtype = _shape_and_type(row)
+    return {
+        "dtype": dtype or None,
+        "shape": None if shape is None else [-1 if size is None else size for size in shape],
+    }
+
+
+def _inputs(config: Mapping[str, Any], label: str) -> tuple[TensorSpec, ...]:
     specs = []
-    for name in names:
-        shape, dtype = _shape_and_type(layers.get(name, {}))
-        inner = layers.get(name, {}).get("config")
+    for name, row in _input_layers(config).items():
+        shape, dtype = _shape_and_type(row)
+        inner = row.get("config")
         if isinstance(inner, dict) and (inner.get("sparse") or inner.get("ragged")):
             raise SourceError(
                 f"{label}: the input {name} is sparse or ragged",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description
 from unified_backend.formats.wire import fields, mapped
 from unified_backend.settings import Settings
@@ -114,7 +115,9 @@ def read_model(path: Path) -> onnx.ModelProto:
         return onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
         raise SourceError(
-            f"{path.name} is a damaged ONNX file", f"its protobuf message does not parse ({error})", "Export it again"
+            f"{path.name} is a damaged ONNX file",
+            f"its protobuf message does not parse ({excerpt(error)})",
+            "Export it again",
         ) from None
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.graph_nodes import operators
+from unified_backend.formats.saved_functions import saved_functions
 from unified_backend.formats.tensorflow_files import kind_of
 from unified_backend.formats.tensorflow_messages import DATA_TYPES, read_message, shape_of, triton_type
 from unified_backend.settings import Settings
@@ -58,11 +59,13 @@ class SavedModel:
             ConfigError: a parameter names what the model has not got.
         """
         model = _read(path)
-        graph = _chosen_graph(model.meta_graphs, settings.tags, label)
-        signatures = {key: row for key, row in sorted(graph.signature_def.items()) if key != _INIT}
-        key = _chosen_signature(signatures, settings.signature, label)
-        signature = signatures[key]
-        inputs, outputs = (_specs(side, label, key) for side in (signature.inputs, signature.outputs))
+        facts = {"graphs": [_graph_facts(each) for each in model.meta_graphs]}
+        with telling(facts):
+            graph = _chosen_graph(model.meta_graphs, settings.tags, label)
+            signatures = {key: row for key, row in sorted(graph.signature_def.items()) if key != _INIT}
+            key = _chosen_signature(signatures, settings.signature, label)
+            signature = signatures[key]
+            inputs, outputs = (_specs(side, label, key) for side in (signature.inputs, signature.outputs))
         inner = {name: info.name for side in (signature.inputs, signature.outputs) for name, info in side.items()}
         if clash := sorted(set(signature.inputs) & set(signature.outputs)):
             inner, outputs, notes = _apart(signature, outputs, clash)
@@ -73,7 +76,7 @@ class SavedModel:
             outputs,
             inner,
             {"signature": key, "tags": sorted(graph.meta_info_def.tags)},
-            _facts(model, key, graph),
+            {"signature": key, "tensorflow": graph.meta_info_def.tensorflow_version, **facts},
             notes,
         )
         return as_asked(described, settings, label)
@@ -107,7 +110,7 @@ def _chosen_graph(graphs: Sequence[Any], tags: Sequence[str], label: str) -> Any
     raise SourceError(
         f"{label}: the SavedModel has no graph tagged {', '.join(wanted)}",
         f"its graphs are tagged: {listed}",
-        f'Choose one: parameters {{ key: "tags" value {{ string_value: "{",".join(sets[0])}" }} }}',
+        f"Choose one: {choice('tags', ','.join(sets[0]))}",
     )
 
 
@@ -125,9 +128,9 @@ def _chosen_signature(signatures: Mapping[str, Any], wanted: str | None, label: 
         )
     why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
     raise SourceError(
-        f"{label}: the SavedModel has {len(usable)} signatures",
+        f"{label}: the SavedModel has {'one signature' if len(usable) == 1 else f'{len(usable)} signatures'}",
         f"{', '.join(usable)}; {why}",
-        f'Choose one: parameters {{ key: "signature" value {{ string_value: "{usable[0]}" }} }}',
+        f"Choose one: {choice('signature', usable[0])}",
     )
 
 
@@ -157,16 +160,8 @@ def _apart(
     return inner, served, tuple(f"output {old} is served as {name}: an input has its name" for old, name in new.items())
 
 
-def _facts(model: Any, key: str, graph: Any) -> dict[str, Any]:
-    """Everything that `saved_model_cli show --all` tells of the file, and the operators."""
-    return {
-        "signature": key,
-        "tensorflow": graph.meta_info_def.tensorflow_version,
-        "graphs": [_graph_facts(each) for each in model.meta_graphs],
-    }
-
-
 def _graph_facts(graph: Any) -> dict[str, Any]:
+    """Everything that `saved_model_cli show --all` tells of a graph, and its operators."""
     return {
         "tags": sorted(graph.meta_info_def.tags),
         "tensorflow": graph.meta_info_def.tensorflow_version,
@@ -179,6 +174,7 @@ def _graph_facts(graph: Any) -> dict[str, Any]:
             }
             for name, row in sorted(graph.signature_def.items())
         },
+        **saved_functions(graph.object_graph_def),
         "assets": sorted(asset.filename for asset in graph.asset_file_def),
         "functions": sorted(function.signature.name for function in graph.graph_def.library.function),
         "operators": operators(graph.graph_def),

@@ -1,6 +1,6 @@
 """TensorFlow's protobuf messages without TensorFlow: the part of its public .proto files that describes a model.
 
-Field numbers: tensorflow/core/protobuf/{saved_model,meta_graph,saver}.proto and
+Field numbers: tensorflow/core/protobuf/{saved_model,meta_graph,saver,saved_object_graph,struct}.proto and
 tensorflow/core/framework/{graph,node_def,attr_value,function,op_def,tensor,tensor_shape,types,versions}.proto. What is
 left out here stays unknown bytes, which protobuf skips.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
+from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.wire import lean, mapped
 
 __all__ = ["DATA_TYPES", "message_class", "read_message", "shape_of", "triton_type"]
@@ -36,7 +37,8 @@ _TRITON = {
 _MESSAGES = """
 SavedModel: 1 int64 saved_model_schema_version; 2 *MetaGraphDef meta_graphs
 MetaGraphDef: 1 MetaInfoDef meta_info_def; 2 GraphDef graph_def; 3 SaverDef saver_def; \
-    4 <string,CollectionDef> collection_def; 5 <string,SignatureDef> signature_def; 6 *AssetFileDef asset_file_def
+    4 <string,CollectionDef> collection_def; 5 <string,SignatureDef> signature_def; 6 *AssetFileDef asset_file_def; \
+    7 SavedObjectGraph object_graph_def
 MetaInfoDef: 1 string meta_graph_version; 4 *string tags; 5 string tensorflow_version; \
     6 string tensorflow_git_version; 7 bool stripped_default_attrs; 8 <string,string> function_aliases
 CollectionDef: 1 ?NodeList node_list; 2 ?BytesList bytes_list; 3 ?Int64List int64_list; 4 ?FloatList float_list
@@ -70,6 +72,26 @@ FunctionDefLibrary: 1 *FunctionDef function
 FunctionDef: 1 OpDef signature; 3 *NodeDef node_def; 4 <string,string> ret; 5 <string,AttrValue> attr
 OpDef: 1 string name; 2 *ArgDef input_arg; 3 *ArgDef output_arg; 17 bool is_stateful
 ArgDef: 1 string name; 3 DataType type
+SavedObjectGraph: 1 *SavedObject nodes; 2 <string,SavedConcreteFunction> concrete_functions
+SavedObject: 1 *ObjectReference children; 6 ?SavedFunction function; \
+    8 ?SavedBareConcreteFunction bare_concrete_function
+ObjectReference: 1 int32 node_id; 2 string local_name
+SavedFunction: 1 *string concrete_functions; 2 FunctionSpec function_spec
+SavedBareConcreteFunction: 1 string concrete_function_name; 2 *string argument_keywords
+FunctionSpec: 1 StructuredValue fullargspec; 2 bool is_method
+SavedConcreteFunction: 3 StructuredValue canonicalized_input_signature; 4 StructuredValue output_signature
+StructuredValue: 1 ?NoneValue none_value; 11 ?double float64_value; 12 ?sint64 int64_value; 13 ?string string_value; \
+    14 ?bool bool_value; 31 ?TensorShapeProto tensor_shape_value; 32 ?DataType tensor_dtype_value; \
+    33 ?TensorSpecProto tensor_spec_value; 34 ?TypeSpecProto type_spec_value; \
+    35 ?TensorSpecProto bounded_tensor_spec_value; 51 ?StructuredList list_value; 52 ?StructuredList tuple_value; \
+    53 ?DictValue dict_value; 54 ?NamedTupleValue named_tuple_value
+NoneValue:
+TensorSpecProto: 1 string name; 2 TensorShapeProto shape; 3 DataType dtype
+TypeSpecProto: 3 string type_spec_class_name
+StructuredList: 1 *StructuredValue values
+DictValue: 1 <string,StructuredValue> fields
+NamedTupleValue: 1 string name; 2 *PairValue values
+PairValue: 1 string key; 2 StructuredValue value
 """
 
 # What makes these files large: weights in constants, and what only TensorFlow's own loader needs.
@@ -85,7 +107,6 @@ _INSIDE = {
     "ListValue": {8: "TensorProto"},
 }
 _WITHOUT = {
-    "MetaGraphDef": {7},  # object_graph_def
     "MetaInfoDef": {2},  # stripped_op_list
     "GraphDef": {5},  # debug_info
     "NodeDef": {6, 7},  # experimental_debug_info, experimental_type
@@ -132,7 +153,7 @@ def read_message(path: Path, name: str, text: bool, kind: str) -> Any:
     except (DecodeError, text_format.ParseError, ValueError, RecursionError) as error:
         raise SourceError(
             f"{path.name} is a damaged {kind} file",
-            f"its protobuf message does not parse ({str(error) or type(error).__name__})",
+            f"its protobuf message does not parse ({excerpt(error)})",
             "Save it again, or copy it again completely",
         ) from None
 
@@ -180,7 +201,7 @@ def _add_message(file: Any, title: str, rows: str) -> None:
             field.type_name = f".tensorflow.{kind}"
         return field
 
-    for row in rows.split(";"):
+    for row in filter(str.strip, rows.split(";")):
         number, kind, name = row.split()
         if match := re.fullmatch(r"<(\w+),(\w+)>", kind):
             entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")

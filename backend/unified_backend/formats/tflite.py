@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.description import Description, as_asked
+from unified_backend.formats.appearance import excerpt
+from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.tflite_graph import Weights, operator_names, weights_of
 from unified_backend.formats.wire import Bytes, mapped
 from unified_backend.settings import Settings
@@ -56,7 +57,7 @@ class TfLite:
             except _DAMAGE as error:
                 raise SourceError(
                     f"{path.name} is a damaged TensorFlow Lite file",
-                    f"an offset in it leads nowhere ({type(error).__name__}: {error})",
+                    f"an offset in it leads nowhere ({type(error).__name__}: {excerpt(error)})",
                     "Convert it again, or copy it again completely",
                 ) from None
         return as_asked(described, settings, label)
@@ -117,14 +118,27 @@ class _File:
 
 def _described(file: _File, wanted: str | None, label: str) -> Description:
     signatures = dict(_signatures(file))
-    key = _chosen(signatures, wanted, label)
-    if key is None:
-        graph = 0
-        sides = [[(None, index) for index in file.rows(file.graphs[0], side)] for side in ("Inputs", "Outputs")]
-    else:
-        graph, *sides = signatures[key]
+    operators = operator_names(file)
+    weights = weights_of(file, operators)
+    facts = {
+        "version": file.model.Version(),
+        "description": file.text(file.model.Description()),
+        "signatures": {name: _signature_facts(file, row) for name, row in signatures.items()},
+        "graphs": len(file.graphs),
+        "operators": operators.counts,
+        "custom": operators.custom,
+        "weights": _weights_facts(weights),
+        "metadata": [file.text(row.Name()) for row in file.rows(file.model, "Metadata")],
+    }
+    with telling(facts):
+        key = _chosen(signatures, wanted, label)
+        if key is None:
+            graph = 0
+            sides = [[(None, index) for index in file.rows(file.graphs[0], side)] for side in ("Inputs", "Outputs")]
+        else:
+            graph, *sides = signatures[key]
+        inputs, outputs = (_specs(file, graph, side, label) for side in sides)
     notes: list[str] = []
-    inputs, outputs = (_specs(file, graph, side, label) for side in sides)
     if not inputs or not outputs:
         raise ValueError("its graph has no inputs or no outputs")
     inner = {
@@ -132,34 +146,15 @@ def _described(file: _File, wanted: str | None, label: str) -> Description:
         for side, specs in zip(sides, (inputs, outputs), strict=True)
         for (_, index), spec in zip(side, specs, strict=True)
     }
-    operators = operator_names(file)
-    weights = weights_of(file, operators)
     if weights.dynamic_range:
         notes.append(
             "dynamic-range quantised: activations are quantised over the whole batch, so that answers depend on it"
         )
     if flex := [name for name in operators.counts if name.startswith("Flex")]:
         notes.append(f"operators of TensorFlow itself, which only its own library has: {', '.join(flex)}")
-    facts = {
-        "signature": key,
-        "version": file.model.Version(),
-        "description": file.text(file.model.Description()),
-        "signatures": {name: _signature_facts(file, row) for name, row in signatures.items()},
-        **({} if key else _signature_facts(file, (graph, *sides))),
-        "graphs": len(file.graphs),
-        "operators": operators.counts,
-        "custom": operators.custom,
-        "weights": _weights_facts(weights),
-        "metadata": [file.text(row.Name()) for row in file.rows(file.model, "Metadata")],
-    }
-    return Description(
-        inputs,
-        outputs,
-        inner,
-        {"signature": key, **({"graph": graph} if graph else {})} if key else {},
-        facts,
-        tuple(notes),
-    )
+    facts = {"signature": key, **({} if key else _signature_facts(file, (graph, *sides))), **facts}
+    job = {"signature": key, **({"graph": graph} if graph else {})} if key else {}
+    return Description(inputs, outputs, inner, job, facts, tuple(notes))
 
 
 def _signatures(file: _File) -> Iterator[tuple[str, tuple[int, list[Any], list[Any]]]]:
@@ -186,14 +181,18 @@ def _chosen(signatures: dict[str, Any], wanted: str | None, label: str) -> str |
             return _DEFAULT_SIGNATURE
     elif wanted in signatures:
         return wanted
+    if not signatures:
+        raise SourceError(
+            f"{label}: the TensorFlow Lite file has no signatures",
+            f'"{wanted}" was asked for',
+            "Ask for none: remove --signature, or the parameter of that name",
+        )
     why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
-    some = next(iter(signatures), "")
     raise SourceError(
-        f"{label}: the TensorFlow Lite file has {len(signatures) or 'no'} signatures",
-        f"{', '.join(signatures)}; {why}" if signatures else f'"{wanted}" was asked for',
-        f'Choose one: parameters {{ key: "signature" value {{ string_value: "{some}" }} }}'
-        if signatures
-        else 'Remove the parameter "signature"',
+        f"{label}: the TensorFlow Lite file has "
+        f"{'one signature' if len(signatures) == 1 else f'{len(signatures)} signatures'}",
+        f"{', '.join(signatures)}; {why}",
+        f"Choose one: {choice('signature', next(iter(signatures)))}",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LENGTH", "VARINT", "Bytes", "fields", "lean", "mapped"]
+__all__ = ["LENGTH", "VARINT", "Bytes", "fields", "lean", "mapped", "varint"]
 
 Bytes = bytes | mmap.mmap
 VARINT, LENGTH = 0, 2
@@ -36,13 +36,13 @@ def fields(data: Bytes, start: int = 0, end: int | None = None) -> Iterator[tupl
     """
     position, end = start, len(data) if end is None else min(end, len(data))
     while position < end:
-        tag, position = _varint(data, position)
+        tag, position = varint(data, position)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == VARINT:
             begin = position
-            _, position = _varint(data, position)
+            _, position = varint(data, position)
         elif wire_type == LENGTH:
-            length, begin = _varint(data, position)
+            length, begin = varint(data, position)
             position = begin + length
         elif wire_type in _FIXED:
             begin = position
@@ -100,7 +100,7 @@ def _written(value: int) -> bytes:
     return bytes(out)
 
 
-def _varint(data: Bytes, position: int) -> tuple[int, int]:
+def varint(data: Bytes, position: int) -> tuple[int, int]:
     """A base-128 varint and the position after it; past the end of the data it reads zeros."""
     value = shift = 0
     while True:
