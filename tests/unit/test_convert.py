@@ -86,7 +86,7 @@ def test_what_differs_leaves_a_report_and_no_model_unless_that_is_asked_for(tmp_
     [
         ("unconvertible", (), 1, "Digamma (1), Lgamma (1): tf2onnx writes no ONNX operator"),
         ("two_signatures", (), 1, "scale, shift"),
-        ("two_signatures", ("--signature", "encode"), 1, "scale, shift"),
+        ("two_signatures", ("--signature", "encode"), 2, "scale, shift"),
         ("classifier.h5", ("-p", 'converter={"large_modle": true}'), 2, "large_model"),
         ("classifier.h5", ("-p", "engine=openvino"), 2, "has no effect here"),
         ("classifier.h5", ("--signature", "x"), 2, "a Keras model is served with all of its outputs"),

@@ -305,7 +305,7 @@ def test_a_placeholder_that_nobody_feeds_is_named(folder):
 
 
 def test_a_name_that_the_graph_has_not_got_is_answered_with_those_near_it(folder):
-    with pytest.raises(SourceError, match=r'"logit:0".*near it: logits'):
+    with pytest.raises(ConfigError, match=r'"logit:0".*near it: logits'):
         graph_of(folder, classifier(), outputs=("logit:0",))
 
 

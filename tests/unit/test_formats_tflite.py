@@ -6,7 +6,7 @@ import flatbuffers
 import pytest
 import real_models
 import tflite
-from unified_backend.errors import SourceError
+from unified_backend.errors import ConfigError, SourceError
 from unified_backend.formats import FORMATS
 from unified_backend.settings import Settings
 
@@ -53,9 +53,9 @@ def test_float_files_have_no_note(name):
 
 
 def test_a_signature_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(SourceError, match=r'serving_default; "other" is none of them'):
+    with pytest.raises(ConfigError, match=r'serving_default; "other" is none of them'):
         describe(real_models.path(*BASIC_PITCH), signature="other")
-    with pytest.raises(SourceError, match='no signatures: "other" was asked for'):
+    with pytest.raises(ConfigError, match='no signatures: "other" was asked for'):
         describe(real_models.path(*FER), signature="other")
 
 

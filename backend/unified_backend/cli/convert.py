@@ -12,6 +12,7 @@ import typer
 
 from unified_backend import logs
 from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts, print_json, print_rows, translated
+from unified_backend.cli.source import named
 from unified_backend.converting import MODEL, REPORT
 from unified_backend.converting import convert as converted
 from unified_backend.errors import ConfigError, Refused
@@ -56,8 +57,7 @@ def convert(
 
     triton-unified convert exported/saved_model --out converted
     """
-    if not source.exists():
-        raise Refused(f"{source} is not there", "there is no such file or folder", "Name a model file or its folder")
+    source = named(source)
     if samples and not any(samples.glob("*.npz")):
         raise Refused(f"{samples} holds no samples", "samples are .npz files in a folder", "Name that folder")
     if out == Path():

@@ -22,6 +22,7 @@ from unified_backend.formats import FORMATS, Source, find_source
 from unified_backend.formats.description import Description
 from unified_backend.formats.integrity import check
 from unified_backend.formats.keras_hdf5 import KerasHdf5, is_hdf5
+from unified_backend.formats.parameters import refuse_unused
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import TensorSpec
 
@@ -72,6 +73,7 @@ def _result(path: Path, settings: Settings) -> dict[str, Any]:
     folder, chosen = (path, None) if path.is_dir() else (path.parent, path.name)
     found = _found(path, folder, chosen)
     unread = check(found)
+    refuse_unused(found.format, settings, path.name)
     described = _described(found, settings)
     return {
         "format": found.format,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from unified_backend.errors import SourceError
+from unified_backend.errors import ConfigError
 from unified_backend.formats.description import tensor_shape
 from unified_backend.formats.tensorflow_messages import shape_of, triton_type
 from unified_backend.tensors import TensorSpec
@@ -95,13 +95,13 @@ class Graph:
         """The tensor that a user named, in tf2onnx's notation.
 
         Raises:
-            SourceError: the graph has no such node.
+            ConfigError: the graph has no such node.
         """
         name, shape = tensor_shape(text)
         node, port = _split(name)
         if node not in self.nodes:
             close = difflib.get_close_matches(node, self.nodes, 3) or list(self.nodes)[-3:]
-            raise SourceError(
+            raise ConfigError(
                 f'{label}: parameter "{parameter}" names "{text}"',
                 f"the graph has no node of that name; near it: {', '.join(close)}",
                 "Correct it; `triton-unified inspect` shows the graph's ends",

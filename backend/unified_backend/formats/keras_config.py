@@ -85,12 +85,6 @@ def describe_config(
         _refuse_code(objects, settings, label)
         _refuse_custom(objects, label)
         inputs = _inputs(config, label)
-        if settings.outputs:
-            raise SourceError(
-                f'{label}: parameter "outputs" is set',
-                "a Keras model is served with all of its outputs",
-                "Remove it, or save a model with the outputs that you want",
-            )
     job = {"legacy_keras": version.split(".")[0] in ("", "0", "1", "2"), "output_layers": outputs}
     return as_asked(Description(inputs, (), {}, job, facts), settings, label)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unified_backend.errors import SourceError
+from unified_backend.errors import ConfigError, SourceError
 from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.graph_nodes import operators
 from unified_backend.formats.saved_functions import saved_functions
@@ -107,7 +107,8 @@ def _chosen_graph(graphs: Sequence[Any], tags: Sequence[str], label: str) -> Any
     if not tags and len(graphs) == 1:
         return graphs[0]
     listed = "; ".join(", ".join(row) or "(none)" for row in sets)
-    raise SourceError(
+    kind = ConfigError if tags else SourceError
+    raise kind(
         f"{label}: the SavedModel has no graph tagged {', '.join(wanted)}",
         f"its graphs are tagged: {listed}",
         f"Choose one: {choice('tags', ','.join(sets[0]))}",
@@ -127,7 +128,8 @@ def _chosen_signature(signatures: Mapping[str, Any], wanted: str | None, label: 
             "Save it again with tf.saved_model.save(model, folder, signatures=...), or model.export(folder) of Keras 3",
         )
     why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
-    raise SourceError(
+    kind = SourceError if wanted is None else ConfigError
+    raise kind(
         f"{label}: the SavedModel has {'one signature' if len(usable) == 1 else f'{len(usable)} signatures'}",
         f"{', '.join(usable)}; {why}",
         f"Choose one: {choice('signature', usable[0])}",

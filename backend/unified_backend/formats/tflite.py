@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unified_backend.errors import SourceError
+from unified_backend.errors import ConfigError, SourceError
 from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description, as_asked, choice, telling
 from unified_backend.formats.tflite_graph import Weights, operator_names, weights_of
@@ -182,13 +182,14 @@ def _chosen(signatures: dict[str, Any], wanted: str | None, label: str) -> str |
     elif wanted in signatures:
         return wanted
     if not signatures:
-        raise SourceError(
+        raise ConfigError(
             f"{label}: the TensorFlow Lite file has no signatures",
             f'"{wanted}" was asked for',
             "Ask for none: remove --signature, or the parameter of that name",
         )
     why = "none was chosen" if wanted is None else f'"{wanted}" is none of them'
-    raise SourceError(
+    kind = SourceError if wanted is None else ConfigError
+    raise kind(
         f"{label}: the TensorFlow Lite file has "
         f"{'one signature' if len(signatures) == 1 else f'{len(signatures)} signatures'}",
         f"{', '.join(signatures)}; {why}",
