@@ -181,32 +181,3 @@ def test_the_commands_list_and_refuse(tmp_path):
     assert missing.returncode == 1
     assert "toolchain install tensorflow" in missing.stderr
     assert json.loads(command(tmp_path, "toolchain", "list", "--json").stdout)
-
-
-def test_an_environment_that_lacks_files_is_seen_at_a_glance_and_made_again(tmp_path, caplog):
-    tiny = toolchain(tmp_path / "wheels")
-    python = environment.install(tiny, tmp_path, tmp_path / "wheels")
-    (module,) = python.parent.parent.glob("lib/*/site-packages/tiny.py")
-    assert environment.lacking(tiny, tmp_path) == []
-    module.write_text("cut")
-    assert environment.lacking(tiny, tmp_path) == ["tiny.py is not what was installed"]
-    environment.install(tiny, tmp_path, tmp_path / "wheels", mend=True)
-    assert module.read_text() == "VALUE = 7\n"
-    assert "installing again toolchain=tiny" in caplog.text
-    python.unlink()
-    assert "leads nowhere" in environment.lacking(tiny, tmp_path)[0]
-
-
-def test_a_wheelhouse_without_wheels_is_named_with_what_fills_it(tmp_path):
-    (tmp_path / "empty").mkdir()
-    done = command(tmp_path, "toolchain", "install", "tensorflow", "--wheelhouse", tmp_path / "empty")
-    assert done.returncode == 2
-    assert f"{tmp_path}/empty holds no wheels" in done.stderr
-    assert "pip download --no-deps --dest DIR --requirement" in done.stderr
-    assert not (tmp_path / "cache").exists()
-
-
-def test_verify_with_none_installed_says_so(tmp_path):
-    done = command(tmp_path, "toolchain", "verify")
-    assert done.returncode == 1
-    assert "No toolchain is installed: `triton-unified toolchain install`" in done.stderr

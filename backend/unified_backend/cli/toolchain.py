@@ -38,11 +38,7 @@ def show(as_json: AsJson = False) -> None:
         rows.append(
             {
                 "name": toolchain.name,
-                "state": "missing"
-                if python is None
-                else "damaged"
-                if environment.lacking(toolchain, root)
-                else "installed",
+                "state": "installed" if python else "missing",
                 "folder": str(python.parent.parent) if python else None,
                 "formats": sorted(toolchain.formats),
                 "holds": toolchain.summary,
@@ -67,7 +63,7 @@ def install(
         Path | None, typer.Option(metavar="DIR", help="Folder with the lock's wheels, in place of an index.")
     ] = None,
 ) -> None:
-    """Install toolchains ahead of the first model that needs them; one that is there and lacks files is made again.
+    """Install toolchains ahead of the first model that needs them.
 
     Example:
 
@@ -76,15 +72,9 @@ def install(
     logs.to_standard_error(logging.INFO)
     if wheelhouse and not wheelhouse.is_dir():
         raise Refused(f"{wheelhouse} is no folder", "the wheels are looked for there", "Name a folder with wheels")
-    if wheelhouse and not any(wheelhouse.glob("*.whl")):
-        raise Refused(
-            f"{wheelhouse} holds no wheels",
-            "they are taken from there and from nowhere else",
-            "Fill it where an index can be reached: " + ", ".join(map(environment.download_command, _chosen(names))),
-        )
     root = toolchain_directory()
     for toolchain in _chosen(names):
-        python = environment.install(toolchain, root, wheelhouse, mend=True)
+        python = environment.install(toolchain, root, wheelhouse)
         typer.echo(f"{toolchain.name}\tinstalled\t{python.parent.parent}")
 
 
@@ -105,18 +95,13 @@ def remove(names: Names = None) -> None:
 
 @app.command()
 def verify(names: Names = None) -> None:
-    """Read every file of installed toolchains and import what conversions need.
-
-    Exits with 1 if one is damaged, or none is installed.
+    """Read every file of installed toolchains and import what conversions need; exits with 1 if one is damaged.
 
     Example:
 
     triton-unified toolchain verify
     """
     root, damaged = toolchain_directory(), False
-    if names is None and not any(environment.python_of(toolchain, root) for toolchain in TOOLCHAINS.values()):
-        typer.echo("No toolchain is installed: `triton-unified toolchain install`.", err=True)
-        raise typer.Exit(1)
     for toolchain in _chosen(names):
         if names is None and environment.python_of(toolchain, root) is None:
             typer.echo(f"{toolchain.name}\tmissing")
@@ -128,7 +113,7 @@ def verify(names: Names = None) -> None:
         if not problems:
             typer.echo(f"{toolchain.name}\twhole")
     if damaged:
-        typer.echo("Run `triton-unified toolchain remove` and then `install` for the damaged ones.", err=True)
+        typer.echo("Remove the damaged ones and install them again.", err=True)
         raise typer.Exit(1)
 
 

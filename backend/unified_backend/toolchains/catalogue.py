@@ -48,7 +48,7 @@ TOOLCHAINS = {
             "unified_backend.toolchains.workers.tensorflow",
             ("tensorflow", "tf2onnx.tfonnx", "tf_keras", "keras", "ai_edge_litert.interpreter", "onnxsim"),
             frozenset({"savedmodel", "graphdef", "checkpoint", "keras-hdf5", "keras", "tflite"}),
-            "TensorFlow 2.21, Keras 2 and 3, tf2onnx 1.17; 1.7 GB",
+            "TensorFlow 2.21, Keras 2 and 3, tf2onnx 1.17; 1.5 GB",
         ),
     )
 }

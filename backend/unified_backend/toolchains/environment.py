@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -20,20 +23,8 @@ from unified_backend import hosts
 from unified_backend.cache.flight import one_at_a_time
 from unified_backend.errors import ToolchainError
 from unified_backend.toolchains.catalogue import TOOLCHAINS, Toolchain
-from unified_backend.toolchains.records import problems_of
 
-__all__ = [
-    "Installed",
-    "download_command",
-    "install",
-    "installed",
-    "lacking",
-    "pip_command",
-    "python_of",
-    "remove",
-    "require",
-    "verify",
-]
+__all__ = ["Installed", "install", "installed", "pip_command", "python_of", "remove", "require", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +85,11 @@ def require(toolchain: Toolchain, root: Path, mode: str, label: str) -> Path:
         raise ToolchainError(f"{label}: {error.what}", error.why, error.do) from None
 
 
-def install(toolchain: Toolchain, root: Path, wheelhouse: Path | None = None, mend: bool = False) -> Path:
+def install(toolchain: Toolchain, root: Path, wheelhouse: Path | None = None) -> Path:
     """Make the environment unless it is there, and return its interpreter; one maker at a time on a disk.
 
     Args:
         wheelhouse: folder with every wheel of the lock, used in place of an index.
-        mend: look whether the one that is there lacks files, and then make it again.
 
     Raises:
         ToolchainError: pip cannot install it, or what it installed does not import.
@@ -108,10 +98,7 @@ def install(toolchain: Toolchain, root: Path, wheelhouse: Path | None = None, me
     try:
         with one_at_a_time(root / ".locks", f"toolchain-{toolchain.name}", f"toolchain={toolchain.name}"):
             if python := python_of(toolchain, root):
-                problems = lacking(toolchain, root) if mend else []
-                if not problems:
-                    return python
-                logger.warning('installing again toolchain=%s reason="it is damaged: %s"', toolchain.name, problems[0])
+                return python
             place.parent.mkdir(parents=True, exist_ok=True)
             for stale in place.parent.glob(f"{toolchain.name}{_PART}*"):  # of a maker that died: we hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
@@ -166,24 +153,15 @@ def verify(toolchain: Toolchain, root: Path) -> list[str]:
             f"Run `triton-unified toolchain install {toolchain.name}`",
         )
     folder = python.parent.parent
-    problems = problems_of(folder, whole=True)
+    problems = [
+        problem for record in folder.glob("lib/*/site-packages/*.dist-info/RECORD") for problem in _changed(record)
+    ]
     if not problems:
         try:
             _probe(toolchain, folder)
         except ToolchainError as error:
             problems.append(error.why)
     return problems
-
-
-def lacking(toolchain: Toolchain, root: Path) -> list[str]:
-    """What is seen to be wrong with an installed environment at a glance: files that are missing or of another size."""
-    python = python_of(toolchain, root)
-    return [] if python is None else problems_of(python.parent.parent, whole=False)
-
-
-def download_command(toolchain: Toolchain) -> str:
-    """What fills a wheelhouse, for a message."""
-    return f"`pip download --no-deps --dest DIR --requirement {toolchain.lock}`"
 
 
 def pip_command() -> list[str]:
@@ -264,8 +242,9 @@ def _run(toolchain: Toolchain, phase: str, command: Sequence[str], began: float)
         raise ToolchainError(
             f"the toolchain {toolchain.name} could not be installed",
             f"{phase} failed: {_reason(lines, child.returncode)}",
-            f"Where no index can be reached, fill a folder elsewhere with {download_command(toolchain)} and run "
-            f"`triton-unified toolchain install {toolchain.name} --wheelhouse DIR`",
+            "Where no index can be reached, fill a folder elsewhere with `pip download --no-deps --dest DIR "
+            f"--requirement {toolchain.lock}` and run `triton-unified toolchain install {toolchain.name} "
+            "--wheelhouse DIR`",
         )
 
 
@@ -287,3 +266,26 @@ def _reason(lines: Sequence[str], code: int) -> str:
     errors = [line for line in lines if line.lower().startswith("error") or "Error:" in line]
     said = [*(f"no connection to the index ({why})" for why in broken[:1]), *(errors or list(lines))[-2:]]
     return " ".join(said)[-600:] or f"it ended with {code}"
+
+
+def _changed(record: Path) -> list[str]:
+    """Files of one package that are not what was installed."""
+    packages = record.parent.parent
+    problems = []
+    with record.open(newline="") as rows:
+        for name, digest, _ in csv.reader(rows):
+            if not digest.startswith("sha256="):
+                continue  # RECORD itself, and byte code
+            wanted = digest.removeprefix("sha256=")
+            path = packages / name
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif _digest(path) != wanted:
+                problems.append(f"{name} is not what was installed")
+    return problems
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 as RECORD writes it: URL-safe base64 without padding."""
+    with path.open("rb") as file:
+        return base64.urlsafe_b64encode(hashlib.file_digest(file, "sha256").digest()).rstrip(b"=").decode()
