@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unified_backend.errors import ConversionError
 from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export
 from unified_backend.toolchains.workers.tensorflow_keras import open_keras
 from unified_backend.toolchains.workers.tensorflow_lite import open_lite
@@ -60,11 +59,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     tell("loading")
     shapes = options.get("shape_override") or {}
     job = {**job, "inputs": [{**row, "shape": shapes.get(row["name"], row["shape"])} for row in job["inputs"]]}
-    try:
-        opened = _OPENERS[job["format"]](job, folder)
-    except tf.errors.DataLossError as error:
-        do = "Copy the model again, or save it again"
-        raise ConversionError("the variables are damaged", first_line(error), do) from error
+    opened = _OPENERS[job["format"]](job, folder)
     tell("running")
     found, notes = answers(job, opened)
     signature = signature_of(job, opened)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,8 +94,6 @@ def _loaded(job: Mapping[str, Any], folder: Path) -> Any:
         import keras
 
         return keras.models.load_model(path, compile=False, safe_mode=not unsafe)
-    except zipfile.BadZipFile as error:
-        raise ConversionError("the file is damaged", first_line(error), "Copy it again, or save it again") from error
     except Exception as error:
         raise ConversionError(
             "Keras does not load the file",

@@ -12,9 +12,6 @@ import numpy as np
 from unified_backend.errors import ConversionError
 from unified_backend.tensors import Array, TensorSpec
 
-# Where TensorFlow says that, and where in the code that made the graph, before it says what is wrong.
-_PREAMBLE = ("Graph execution error", "Detected at node", "Node:")
-
 __all__ = ["TENSORFLOW_TYPES", "Frozen", "Opened", "first_line", "shape_of", "tensor_from", "to_array", "triton_dtype"]
 
 # TensorFlow's names of element types -> Triton's.
@@ -124,6 +121,5 @@ def to_array(value: Any) -> Array:
 
 def first_line(error: BaseException) -> str:
     """A framework's message without the trace and the advice that it adds."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(_PREAMBLE)]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
