@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from unified_backend.cache import Cache, Key
 
-__all__ = ["COMMAND", "RELU", "add_entry", "command", "printed", "read_only", "tree", "unified_model"]
+__all__ = ["RELU", "add_entry", "command", "printed", "read_only", "tree", "unified_model"]
 
 COMMAND = Path(sys.executable).parent / "triton-unified"
 RELU = '<ir_version: 9, opset_import: ["":17]> g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }'

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import psutil
 import pytest
 import real_models
 import tensorflow_models
-from commands import COMMAND, RELU, command
+from commands import RELU, command
 from onnx import parser
 
 pytestmark = pytest.mark.slow
@@ -174,23 +171,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     done = command(tmp_path, "convert", tmp_path / "relu", "--out", "/proc/converted")
     assert done.returncode == 2
     assert "/proc/converted cannot be written" in done.stderr
-
-
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
-def test_a_conversion_that_is_stopped_leaves_nothing_behind(tmp_path, signals):
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_UNIFIED_CACHE": str(tmp_path / "cache")}
-    child = subprocess.Popen(
-        [COMMAND, "convert", tensorflow_models.path("transformer"), "--out", tmp_path / "out"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment, **tensorflow_models.toolchain_environment()},
-    )
-    assert child.stderr
-    assert any("phase=loading" in line for line in child.stderr)
-    workers = psutil.Process(child.pid).children(recursive=True)
-    for each in signals:
-        child.send_signal(each)
-    assert child.wait(30) in (1, 130, 143)
-    assert list((tmp_path / "cache" / "making").iterdir()) == []
-    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
-    assert not (tmp_path / "out").exists()

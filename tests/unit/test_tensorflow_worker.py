@@ -240,38 +240,6 @@ def test_channels_first_is_asked_of_the_converter_and_of_the_samples(run):
     assert result.error() < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"large_model": "yes"}, "large_model .* must be true or false"),
-        ({"shape_override": 5}, "shape_override .* an object of tensors"),
-        ({"shape_override": {"image": ["a"]}}, "shape_override .* whole numbers"),
-        ({"extra_opset": 5}, "extra_opset .*domain:version"),
-        ({"extra_opset": "ai.onnx.contrib"}, "extra_opset .*domain:version"),
-        ({"inputs_as_nchw": 3}, "inputs_as_nchw .* a list of names"),
-        ({"inputs_as_nchw": ["nothing:0"]}, "inputs_as_nchw with the name nothing:0.* inputs are image"),
-        ({"target": 7}, "target .* a list of names"),
-        ({"custom_ops": []}, "custom_ops .* an object"),
-        ({"dequantize": 1}, "dequantize .* true or false"),
-    ],
-)
-def test_an_option_with_a_wrong_value_is_refused_with_what_it_takes(run, values, words):
-    with pytest.raises(ConfigError, match=words):
-        run(*made("frozen.pb"), converter=options(**values))
-
-
-@pytest.mark.parametrize("opset", [3, 99])
-def test_an_opset_that_the_converter_does_not_write_is_named(run, opset):
-    with pytest.raises(ConfigError, match=f'"opset" is {opset}: tf2onnx 1.17.0 writes 7 to 18'):
-        run(*made("frozen.pb"), opset=opset)
-
-
-def test_a_tensor_may_be_called_as_in_the_graph(run):
-    result = run(*made("frozen.pb"), converter=options(inputs_as_nchw=["image:0"]))
-    assert result.error() < 1e-4
-    assert result.samples[0].feeds["image"].shape == (1, 3, 16, 16)
-
-
 def test_an_option_that_the_converter_has_not_got_is_refused_with_those_it_has(run):
     with pytest.raises(ConfigError, match=r"input_as_nchw.*extra_opset.*inputs_as_nchw"):
         run(*made("fer"), converter=options(input_as_nchw="input_1"))

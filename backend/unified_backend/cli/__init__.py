@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -51,19 +48,8 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; an error a user can act on is printed as a sentence, never as a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     try:
         app()
     except UnifiedError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", style="red", markup=False)
         sys.exit(error.exit_code)
-
-
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave through every `finally`, which ends what was started and removes what is half made; once, and in peace."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)

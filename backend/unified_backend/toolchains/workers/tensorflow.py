@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export
+from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export, options_of
 from unified_backend.toolchains.workers.tensorflow_keras import open_keras
 from unified_backend.toolchains.workers.tensorflow_lite import open_lite
-from unified_backend.toolchains.workers.tensorflow_options import opset_of, options_of
 from unified_backend.toolchains.workers.tensorflow_reference import answers, signature_of, write
 from unified_backend.toolchains.workers.tensorflow_saved_model import open_saved_model
 from unified_backend.toolchains.workers.tensorflow_session import open_checkpoint, open_graph_def
@@ -46,7 +45,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
         framework, converter, versions, samples, outputs, model, failure, notes, repairs.
 
     Raises:
-        ConfigError: the converter has no such option, or writes no such opset.
+        ConfigError: the converter has no such option.
         ConversionError: TensorFlow does not load the source, or runs on no sample.
     """
     tell("importing")
@@ -55,7 +54,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import tensorflow as tf
 
-    options, opset = options_of(job), opset_of(job)
+    options = options_of(job)
     tell("loading")
     shapes = options.get("shape_override") or {}
     job = {**job, "inputs": [{**row, "shape": shapes.get(row["name"], row["shape"])} for row in job["inputs"]]}
@@ -78,7 +77,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     else:
         del opened  # its variables and their copies: the export of a large model needs the memory
         gc.collect()
-        exported = export(frozen, signature, ranks, {**options, "large_model": large}, opset, folder, tell)
+        exported = export(frozen, signature, ranks, {**options, "large_model": large}, job["opset"], folder, tell)
     nchw = [*options.get("inputs_as_nchw", ()), *options.get("outputs_as_nchw", ())] if exported.model else []
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
