@@ -81,7 +81,8 @@ def run(python: Path, worker: str, job: Mapping[str, Any], folder: Path, limits:
     raise ConversionError(
         f"{label}: the {worker.rpartition('.')[2]} toolchain failed in phase {watch.phase}",
         _ascii("; ".join((why, *_last_words(folder, why))), folder),
-        "Serve the file by an engine that takes it as it is (parameter `engine`), or export the model again",
+        "Copy the file again if it may be damaged, serve it by an engine that takes it as it is (parameter `engine`), "
+        "or export the model again",
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unified_backend.toolchains.workers.tensorflow_damage import damage_told
 from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export
 from unified_backend.toolchains.workers.tensorflow_keras import open_keras
 from unified_backend.toolchains.workers.tensorflow_lite import open_lite
@@ -47,7 +48,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
 
     Raises:
         ConfigError: the converter has no such option or opset, or the model no such tensor.
-        ConversionError: TensorFlow does not load the source, or runs on no sample.
+        ConversionError: TensorFlow does not load the source, which may be damaged, or runs on no sample.
     """
     tell("importing")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
@@ -60,7 +61,8 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     tell("loading")
     shapes = options.pop("shape_override", {})  # the exported graph's inputs have the shapes of the job's
     job = {**job, "inputs": [{**row, "shape": shapes.get(row["name"], row["shape"])} for row in job["inputs"]]}
-    opened = _OPENERS[job["format"]](job, folder)
+    with damage_told(job):
+        opened = _OPENERS[job["format"]](job, folder)
     tell("running")
     found, notes = answers(job, opened)
     signature = signature_of(job, opened)
