@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
+from unified_backend.amounts import amount
 from unified_backend.errors import ConfigError, ConversionError
 
 __all__ = ["Done", "Limits", "run"]
@@ -153,7 +154,7 @@ class _Watch:
         if now > self._limits.memory_bytes:
             raise ConversionError(
                 f"{self._label}: the conversion was stopped in phase {self.phase}",
-                f"it took {now / 1e9:.1f} GB of memory, and {self._limits.memory_bytes / 1e9:.1f} GB are allowed",
+                f"it took {amount(now)} of memory, and {amount(self._limits.memory_bytes)} are allowed",
                 'Raise the parameter "conversion_memory", or convert it elsewhere',
             )
         if self._limits.seconds and time.monotonic() - self._began > self._limits.seconds:
