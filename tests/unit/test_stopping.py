@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,6 @@ import pytest
 import tensorflow_models
 from commands import COMMAND, command, tree
 from test_toolchain_jobs import wait_until
-
-pytestmark = pytest.mark.slow
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -53,6 +52,21 @@ def left(home: Path) -> list[Path]:
     return list((home / "cache" / "making").iterdir())
 
 
+def test_an_installation_that_is_stopped_leaves_nothing(tmp_path):
+    """While pip waits for an index that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple"}
+        env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TRITON_UNIFIED_CACHE": str(tmp_path / "cache"), **index}
+        with subprocess.Popen([COMMAND, "toolchain", "install"], stderr=subprocess.PIPE, text=True, env=env) as process:
+            assert process.stderr
+            while 'phase="downloading' not in (line := process.stderr.readline()):
+                assert line, "it ended before it was stopped"
+            process.terminate()
+            assert process.wait(timeout=30) == 143
+    assert [path.name for path in (tmp_path / "cache" / "toolchains").iterdir()] == [".locks"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signals", "code"),
     [
@@ -75,6 +89,7 @@ def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path, signals: Sequence
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_conversion_left_goes_with_the_next_collection(tmp_path):
     with converting(tmp_path) as process:
         process.kill()
@@ -84,6 +99,7 @@ def test_what_a_killed_conversion_left_goes_with_the_next_collection(tmp_path):
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_collection_leaves_what_is_being_converted(tmp_path):
     with converting(tmp_path) as process:
         before = left(tmp_path)
@@ -93,12 +109,14 @@ def test_a_collection_leaves_what_is_being_converted(tmp_path):
     assert "model.onnx" in tree(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_ignored_from_the_start_stays_ignored(tmp_path):
     with converting(tmp_path, "nohup") as process:
         process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=120) == 0
 
 
+@pytest.mark.slow
 def test_a_build_that_is_stopped_stops_what_it_started(tmp_path):
     model = tmp_path / "models" / "lstm.unified" / "1" / "model.savedmodel"
     model.parent.mkdir(parents=True)

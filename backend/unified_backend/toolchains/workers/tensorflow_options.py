@@ -142,13 +142,12 @@ def _kind(name: str, default: Any) -> _Kind:
 def _names(value: Any) -> list[str] | None:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
-    whole = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-    return value if whole else None
+    return value if isinstance(value, list) and all(isinstance(name, str) and name for name in value) else None
 
 
 def _shapes(value: Any) -> dict[str, list[int | None]] | None:
     """Each dimension a size, or open: -1 or null."""
-    if not isinstance(value, dict) or not all(isinstance(shape, list) for shape in value.values()):
+    if not isinstance(value, dict) or not all(name and isinstance(shape, list) for name, shape in value.items()):
         return None
     sizes = [size for shape in value.values() for size in shape]
     if not all(size is None or (type(size) is int and (size == -1 or size > 0)) for size in sizes):
