@@ -29,7 +29,7 @@ RUN python3 -m pip --python /opt/unified/bin/python install --no-cache-dir --no-
     && install -d -o 1000 -g 1000 /var/cache/triton-unified /models
 
 # What converts models of frameworks that nothing here runs, outside the volume. `--build-arg TOOLCHAINS=` leaves it out
-# (1.5 GB): then only engines that take such files as they are serve them, or what the cache holds.
+# (1.7 GB): then only engines that take such files as they are serve them, or what the cache holds.
 ARG TOOLCHAINS="tensorflow"
 ENV TRITON_UNIFIED_TOOLCHAIN_DIR=/opt/unified-toolchains
 RUN install -d -o 1000 -g 1000 "$TRITON_UNIFIED_TOOLCHAIN_DIR" \

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,6 +27,7 @@ from unified_backend.loading import describe, load, open_cache
 from unified_backend.pbtxt import gives_max_batch_size
 from unified_backend.repository import backend_of, our_config, version_folder, versions
 from unified_backend.server.preflight import model_folders
+from unified_backend.stopping import clean_up_when_stopped
 
 __all__ = ["Outcome", "Target", "build", "targets"]
 
@@ -112,8 +114,9 @@ def build(wanted: Sequence[Target], jobs: int) -> Iterator[Outcome | Sequence[Ta
         each outcome as it comes, and every ten seconds in which there is none, the targets that are being loaded.
     """
     with ThreadPoolExecutor(jobs) as pool:
-        running: set[Target] = set()
-        pending = {pool.submit(_build_one, target, running) for target in wanted}
+        running: dict[Target, subprocess.Popen[str]] = {}
+        stopped = threading.Event()
+        pending = {pool.submit(_build_one, target, running, stopped) for target in wanted}
         try:
             while pending:
                 done, pending = wait(pending, _REPORT_SECONDS, FIRST_COMPLETED)
@@ -121,33 +124,39 @@ def build(wanted: Sequence[Target], jobs: int) -> Iterator[Outcome | Sequence[Ta
                 if not done:
                     yield sorted(running, key=lambda target: target.label)
         finally:
-            _cancel(pending)
+            stopped.set()
+            _cancel(pending, running)
 
 
-def _cancel(pending: set[Future[Outcome]]) -> None:
+def _cancel(pending: set[Future[Outcome]], running: Mapping[Target, subprocess.Popen[str]]) -> None:
     for future in pending:
         future.cancel()
+    for child in list(running.values()):
+        child.terminate()
 
 
-def _build_one(target: Target, running: set[Target]) -> Outcome:
-    running.add(target)
+def _build_one(target: Target, running: dict[Target, subprocess.Popen[str]], stopped: threading.Event) -> Outcome:
     began = time.monotonic()
     # -P: what lies in the current directory is not what is imported.
     command = [sys.executable, "-P", "-m", "unified_backend.building", str(target.model_dir), str(target.version)]
     package = str(Path(unified_backend.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    child = subprocess.run(
+    child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
         env={**os.environ, "PYTHONPATH": path},
     )
-    running.discard(target)
-    outcome = _outcome(target, child)
-    return dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 3), log=child.stderr)
+    running[target] = child
+    if stopped.is_set():
+        child.terminate()
+    stdout, stderr = child.communicate()
+    del running[target]
+    outcome = _outcome(target, subprocess.CompletedProcess(command, child.returncode, stdout, stderr))
+    return dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 3), log=stderr)
 
 
 def _outcome(target: Target, child: subprocess.CompletedProcess[str]) -> Outcome:
@@ -205,6 +214,7 @@ def _require_kept(label: str, cache: Cache, entries: Sequence[str]) -> None:
 
 
 def _main(model_dir: str, version: str) -> None:
+    clean_up_when_stopped()
     # The result goes where libraries that print cannot reach.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -60,7 +60,7 @@ def test_a_conversion_over_its_memory_fails_alone_and_says_so(server: Triton):
     with ThreadPoolExecutor(2) as pool:
         large, sound = pool.map(server.refusal_of, ["large", "sound"])
     assert "TritonModelException: large/1: " in large
-    assert "0.2 GB are allowed" in large
+    assert "200 MB are allowed" in large
     assert sound == ""
     assert server.infer("sound", {"image": np.zeros((2, 16, 16, 3), np.float32)})["probabilities"].shape == (2, 5)
     assert workers(server.repository.parent / "cache") == []

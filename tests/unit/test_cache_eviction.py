@@ -82,8 +82,7 @@ def test_what_a_live_process_holds_stays_until_it_is_killed(tmp_path):
     assert left(tmp_path) == []
 
 
-def test_what_is_being_made_stays_until_its_maker_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(holds, "_ABANDONED_SECONDS", 0)
+def test_what_is_being_made_stays_until_its_maker_is_killed(tmp_path):
     with worker("make-slowly", tmp_path, 0) as process:
         assert process.stdout.readline() == "making\n"
         Cache(tmp_path).evict(0)
@@ -100,12 +99,12 @@ def test_what_is_being_made_stays_until_its_maker_is_killed(tmp_path, monkeypatc
 
 
 def test_a_folder_just_made_is_left_to_its_maker(tmp_path):
-    (tmp_path / "making" / "new").mkdir(parents=True)
-    old = tmp_path / "making" / "old"
-    old.mkdir()
-    os.utime(old, (time.time() - 100, time.time() - 100))
+    """It has yet to take hold of it, and then to give it its name."""
+    for name in ("new-1", "new-2", "named"):
+        (tmp_path / "making" / name).mkdir(parents=True)
+    os.utime(tmp_path / "making" / "new-2", (time.time() - 100, time.time() - 100))
     Cache(tmp_path).evict()
-    assert [path.name for path in (tmp_path / "making").iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "making").iterdir()] == ["new-1"]
 
 
 def test_what_no_reader_of_this_version_takes_counts_and_goes(tmp_path):

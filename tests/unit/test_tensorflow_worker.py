@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import real_models
 import tensorflow_models
+import unified_backend
 from unified_backend.conversion.convert import convert, job_of
 from unified_backend.conversion.repair import free_batch, unknown_operators
 from unified_backend.errors import ConfigError, ConversionError
@@ -234,15 +235,136 @@ def test_the_memory_of_a_conversion_is_a_few_times_that_of_the_weights(run, tmp_
     assert result.error() < 1e-5
 
 
-def test_channels_first_is_asked_of_the_converter_and_of_the_samples(run):
-    result = run(*made("fer"), converter=options(inputs_as_nchw=["input_1"]))
-    assert result.samples[1].feeds["input_1"].shape == (3, 1, 64, 64)
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("fer", "input_1"),
+        ("fer", "serving_default_input_1:0"),
+        ("fer.keras", "{own}:0"),
+        ("checkpoint", "image:0"),
+        ("float.tflite", "{inner}:0"),
+    ],
+)
+def test_channels_first_is_asked_of_the_converter_and_of_the_samples(run, name, given):
+    form, path = made(name)
+    described = FORMATS[form].describe(path, Settings(), "made/1")
+    own = described.inputs[0].name
+    given = given.format(own=own, inner=described.inner.get(own))
+    result = run(form, path, converter=options(inputs_as_nchw=[given]))
+    assert result.samples[-1].feeds[own].shape[-2:] == described.inputs[0].shape[1:3]
     assert result.error() < 1e-5
+
+
+def test_channels_first_is_asked_of_an_output_by_the_name_of_its_tensor(run):
+    """Of a graph, whose outputs may be any tensors."""
+    result = run(*made("frozen.pb"), outputs=("Relu:0",), converter=options(outputs_as_nchw=["Relu:0"]))
+    (answer,) = result.samples[0].expected.values()
+    assert answer.shape == (1, 8, 8, 8)
+    assert result.error() < 1e-5
+
+
+@pytest.mark.parametrize("given", ["dense", "serving_default_dense:0"])
+def test_a_shape_given_to_the_converter_is_the_model_s(run, given):
+    result = run(*made("multi_input"), converter=options(shape_override={given: [2, 4], "ids": [2, 5]}))
+    shapes = [[size.dim_value for size in row.type.tensor_type.shape.dim] for row in result.model.graph.input]
+    assert shapes == [[2, 4], [2, 5]]
+    assert result.error() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("fer", {"inputs_as_nchw": ["image:0"]}, r"inputs_as_nchw with image:0.*no input.*It has input_1"),
+        ("fer", {"outputs_as_nchw": ["input_1"]}, r"outputs_as_nchw with input_1.*no output.*It has \w+"),
+        (
+            "multi_input",
+            {"inputs_as_nchw": ["dense"]},
+            r"inputs_as_nchw with dense.*2 dimensions.*Leave the option out",
+        ),
+        ("multi_input", {"shape_override": {"x": [1, 4]}}, r"shape_override with x.*no input.*It has dense .*, ids"),
+        ("multi_input", {"shape_override": {"ids": [1, 6]}}, r"ids as \[1, 6\].*model's own shape is \[-1, 5\]"),
+        ("float.tflite", {"shape_override": {"image": [1, 2]}}, "shape_override.*out of its file"),
+    ],
+)
+def test_a_tensor_that_an_option_cannot_be_meant_for_is_refused_with_what_there_is(run, name, given, words):
+    with pytest.raises(ConfigError, match=words):
+        run(*made(name), converter=options(**given))
 
 
 def test_an_option_that_the_converter_has_not_got_is_refused_with_those_it_has(run):
     with pytest.raises(ConfigError, match=r"input_as_nchw.*extra_opset.*inputs_as_nchw"):
         run(*made("fer"), converter=options(input_as_nchw="input_1"))
+
+
+def test_an_option_of_another_kind_is_refused_as_a_parameter(run):
+    with pytest.raises(ConfigError, match=r'large_model with the value "yes".*true or false.*{"large_model": true}'):
+        run(*made("fer"), converter=options(large_model="yes"))
+
+
+WRONG = [
+    *({"large_model": 1}, {"dequantize": None}, {"dequantize": "true"}),
+    *({"shape_override": 5}, {"shape_override": {"x": 5}}, {"shape_override": {"x": [1.5, 2]}}),
+    *({"shape_override": {"x": [True]}}, {"shape_override": {"x": [-2]}}, {"shape_override": {"": [1]}}),
+    *({"extra_opset": 5}, {"extra_opset": "ai.onnx.contrib"}, {"extra_opset": ["ai.onnx.contrib:one"]}),
+    *({"extra_opset": [5]}, {"extra_opset": ":1"}, {"extra_opset": {"ai.onnx.contrib": 1}}),
+    *({"inputs_as_nchw": 3}, {"inputs_as_nchw": [3]}, {"inputs_as_nchw": True}, {"outputs_as_nchw": {"y": 1}}),
+    *({"target": 7}, {"target": [None]}, {"ignore_default": True}, {"use_default": 0}, {"use_default": [[]]}),
+    *({"custom_ops": []}, {"custom_ops": 1}, {"custom_ops": {"Mine": 1}}, {"custom_ops": ":my.domain"}),
+]
+RIGHT = {
+    "large_model": True,
+    "dequantize": False,
+    "shape_override": {"x:0": [-1, 4]},
+    "extra_opset": "ai.onnx.contrib:1,com.microsoft:1",
+    "inputs-as-nchw": "x",
+    "target": ["nhwc"],
+    "custom_ops": {"Mine": "my.domain"},
+    "ignore_default": [],
+}
+
+
+def test_the_value_of_every_option_is_checked():
+    """Each in the same process: TensorFlow takes seconds to import."""
+    script = """if True:
+        import json, sys
+        sys.path.insert(0, sys.argv[1])
+        from unified_backend.errors import ConfigError
+        from unified_backend.toolchains.workers.tensorflow_options import options_of
+        wrong, right = json.loads(sys.argv[2])
+        job = {"format": "savedmodel", "inputs": [{"name": "x", "shape": [None, 4]}], "inner": {}}
+        said = []
+        for options in [*wrong, {**right, "converter": 1}]:
+            try:
+                said.append(["taken", str(options_of({**job, "converter": options})), ""])
+            except ConfigError as error:
+                said.append([error.what, error.why, error.do])
+        read = options_of({**job, "converter": right})
+        read["extra_opset"] = [[each.domain, each.version] for each in read["extra_opset"]]
+        print(json.dumps([said, read]))
+    """
+    package = Path(unified_backend.__file__).parent.parent
+    command = [tensorflow_models.toolchain_python(), "-c", script, package, json.dumps([WRONG, RIGHT])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said, read = json.loads(done.stdout)
+    for given, (what, why, do) in zip(WRONG, said, strict=False):
+        ((name, value),) = given.items()
+        assert what == f'parameter "converter" has the option {name} with the value {json.dumps(value)}'
+        assert why.startswith("it takes ")
+        assert f'"{name}": ' in do
+    assert said[-1][0] == 'parameter "converter" has the option converter'
+    assert read == {
+        **{name: value for name, value in RIGHT.items() if name != "inputs-as-nchw"},
+        "shape_override": {"x": [None, 4]},
+        "extra_opset": [["ai.onnx.contrib", 1], ["com.microsoft", 1]],
+        "inputs_as_nchw": ["x"],
+    }
+
+
+@pytest.mark.parametrize("opset", [3, 99])
+def test_an_opset_that_the_converter_does_not_write_is_refused_with_those_it_does(run, opset):
+    with pytest.raises(ConfigError, match=rf'parameter "opset" is {opset}: tf2onnx 1\.17\S* writes opsets 7 to 18'):
+        run(*made("fer"), opset=opset)
 
 
 def test_the_opset_is_the_one_asked_for(run):

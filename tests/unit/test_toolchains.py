@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tensorflow_models
 from commands import command, printed
 from unified_backend import hosts
 from unified_backend.errors import ToolchainError
 from unified_backend.toolchains import environment
-from unified_backend.toolchains.catalogue import Toolchain
+from unified_backend.toolchains.catalogue import TOOLCHAINS, Toolchain
 
 
 def wheel(folder: Path, content: str = "VALUE = 7\n") -> Path:
@@ -94,11 +96,38 @@ def test_what_does_not_import_is_no_toolchain(tmp_path):
     assert environment.python_of(tiny, tmp_path) is None
 
 
-def test_a_wheel_that_is_missing_is_named_with_the_way_out(tmp_path):
-    tiny = toolchain(tmp_path / "wheels")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ToolchainError, match=r"tiny(.|\n)*--wheelhouse DIR"):
-        environment.install(tiny, tmp_path, tmp_path / "empty")
+def test_a_folder_without_the_wheels_is_named_before_anything_is_made(tmp_path):
+    """Empty, or with those of something else, or of another version."""
+    folder = tmp_path / "usb stick"
+    folder.mkdir()
+    empty = command(tmp_path, "toolchain", "install", "tensorflow", "--wheelhouse", folder)
+    wheel(folder)
+    other = command(tmp_path, "toolchain", "install", "tensorflow", "--wheelhouse", folder)
+    for name in ("numpy-1.26.3-cp311-cp311-linux_x86_64.whl", "Absl_Py-2.5.1-py3-none-any.whl"):
+        (folder / name).write_bytes(b"")
+    older = command(tmp_path, "toolchain", "install", "tensorflow", "--wheelhouse", folder)
+    for done in (empty, other, older):
+        assert done.returncode == 2
+        assert f"{folder} has not got the wheels of the toolchain tensorflow" in done.stderr
+        assert f"pip download --no-deps --dest '{folder}' --requirement " in done.stderr
+        assert "phase=" not in done.stderr
+    assert "there are no wheels in it" in empty.stderr
+    assert "there is none of absl-py 2.5.1, ai-edge-litert 2.3.0" in other.stderr
+    assert "there is none of ai-edge-litert 2.3.0" in older.stderr
+    assert (
+        "numpy 1.26.4" in command(tmp_path, "toolchain", "install", "--wheelhouse", only_numpy_missing(tmp_path)).stderr
+    )
+    assert [path.name for path in (tmp_path / "cache" / "toolchains").glob("*")] == [".locks"]
+
+
+def only_numpy_missing(folder: Path) -> Path:
+    """Files named as the wheels of the tensorflow toolchain, but for one that is older."""
+    target = folder / "nearly"
+    target.mkdir()
+    for name, version in TOOLCHAINS["tensorflow"].pinned:
+        version = "1.26.3" if name == "numpy" else version
+        (target / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").touch()
+    return target
 
 
 def test_an_environment_without_pip_uses_that_of_the_python_it_was_made_from(tmp_path, monkeypatch):
@@ -136,6 +165,65 @@ def test_changed_and_missing_files_are_found(tmp_path):
     assert environment.verify(tiny, tmp_path) == ["tiny.py is not what was installed"]
     module.unlink()
     assert environment.verify(tiny, tmp_path) == ["tiny.py is missing"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda site: (site / "tiny.py").unlink(), "tiny.py is missing"),
+        (lambda site: (site / "tiny.py").write_text("VALUE"), "tiny.py has 5 bytes in place of 10"),
+        (lambda site: shutil.rmtree(site / "tiny-1.0.dist-info"), "tiny is not installed"),
+        (lambda site: (site / "tiny-1.0.dist-info/RECORD").write_bytes(bytes(99)), "RECORD is damaged"),
+        (lambda site: (site / "../../../bin/python").unlink(), "bin/python does not start"),
+    ],
+)
+def test_a_damaged_one_is_known_at_a_glance_and_installed_again(tmp_path, caplog, harm, said):
+    tiny = toolchain(tmp_path / "wheels")
+    python = environment.install(tiny, tmp_path, tmp_path / "wheels")
+    assert environment.state(tiny, tmp_path) == "installed"
+    (site,) = python.parent.parent.glob("lib/*/site-packages")
+    harm(site)
+    assert environment.state(tiny, tmp_path) == "damaged"
+    assert any(said in problem for problem in environment.verify(tiny, tmp_path))
+    assert environment.install(tiny, tmp_path, tmp_path / "wheels") == python
+    assert environment.verify(tiny, tmp_path) == []
+    assert leftovers(tmp_path) == []
+    (line,) = [line for line in caplog.messages if line.startswith("toolchain damaged name=tiny")]
+    assert said in line
+
+
+def test_one_that_is_whole_is_not_installed_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+    tiny = toolchain(tmp_path / "wheels")
+    environment.install(tiny, tmp_path, tmp_path / "wheels")
+    environment.install(tiny, tmp_path, tmp_path / "empty")  # whose folder of wheels nobody looks into then
+    assert caplog.text.count("installed toolchain=tiny") == 1
+
+
+@pytest.mark.slow
+def test_the_commands_tell_a_damaged_one(tmp_path):
+    """The real one, as links, of which one is taken away."""
+    whole = tensorflow_models.toolchain_python().parent.parent
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "cache" / "toolchains" / whole.name
+    (site,) = whole.glob("lib/*/site-packages")
+    mirror = folder / site.relative_to(whole)
+    mirror.mkdir(parents=True)
+    for path in (whole / "bin", whole / "toolchain.json", *site.iterdir()):
+        (folder / path.relative_to(whole)).symlink_to(path)
+    began = time.monotonic()
+    (row,) = printed(tmp_path, "toolchain", "list")
+    assert row["state"] == "installed"
+    assert time.monotonic() - began < 5
+    (mirror / "keras").unlink()
+    (row,) = printed(tmp_path, "toolchain", "list")
+    assert row["state"] == "damaged"
+    verified = command(tmp_path, "toolchain", "verify")
+    assert verified.returncode == 1
+    assert "tensorflow\tdamaged\tkeras/__init__.py is missing\n" in verified.stdout
+    again = command(tmp_path, "toolchain", "install", "--wheelhouse", tmp_path / "empty")
+    assert again.returncode == 2
+    assert "toolchain damaged name=tensorflow" in again.stderr
 
 
 def test_another_lock_is_another_environment_and_the_old_one_can_be_removed(tmp_path):
@@ -177,7 +265,9 @@ def test_the_commands_list_and_refuse(tmp_path):
     unknown = command(tmp_path, "toolchain", "install", "pytorch")
     assert unknown.returncode == 2
     assert "there are tensorflow" in unknown.stderr
-    missing = command(tmp_path, "toolchain", "verify", "tensorflow")
-    assert missing.returncode == 1
-    assert "toolchain install tensorflow" in missing.stderr
+    for names in ([], ["tensorflow"]):
+        missing = command(tmp_path, "toolchain", "verify", *names)
+        assert missing.returncode == 1
+        assert "error: no toolchain is installed of tensorflow: there is none in " in missing.stderr
+        assert "Run `triton-unified toolchain install tensorflow`" in missing.stderr
     assert json.loads(command(tmp_path, "toolchain", "list", "--json").stdout)

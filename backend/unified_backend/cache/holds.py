@@ -87,11 +87,16 @@ def unheld(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def remove_abandoned(folders: Iterable[Path]) -> None:
-    """Remove the folders that nobody holds any more: their makers are dead. What cannot be removed stays."""
+def remove_abandoned(folders: Iterable[Path], older_than: float | None = None) -> None:
+    """Remove the folders that nobody holds any more: their makers are dead. What cannot be removed stays.
+
+    Args:
+        older_than: seconds, a minute if not given; 0 for folders held for as long as they have had their names.
+    """
+    least = _ABANDONED_SECONDS if older_than is None else older_than
     for folder in folders:
         with suppress(OSError):
-            if time.time() - folder.lstat().st_mtime < _ABANDONED_SECONDS:
+            if time.time() - folder.lstat().st_mtime < least:
                 continue
             with unheld(folder) as abandoned:
                 if abandoned:

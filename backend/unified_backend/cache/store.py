@@ -36,6 +36,7 @@ __all__ = ["Store", "Stored", "kind_of"]
 logger = logging.getLogger(__name__)
 
 _QUARANTINED_KEPT = 4
+_NEW = "new-"  # begins the name of a folder that its maker has yet to take hold of
 # Errors that say nothing of the entry: no handle or memory left, or another user's file.
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
@@ -92,13 +93,17 @@ class Store:
         making = self.root / "making"
         making.mkdir(parents=True, exist_ok=True)
         # Not mkdtemp: what it makes only this user can read, and an image built by root serves as another.
-        folder = making / f"{key.digest[:12]}-{uuid.uuid4().hex[:12]}"
-        folder.mkdir()
-        hold = Hold.take(folder)
+        name = f"{key.digest[:12]}-{uuid.uuid4().hex[:12]}"
+        new, folder = making / f"{_NEW}{name}", making / name
+        hold: Hold | None = None
         try:
+            new.mkdir()
+            hold = Hold.take(new)
+            new.rename(folder)  # held from its first moment under this name: if nobody holds it, its maker is dead
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in (new, folder):
+                shutil.rmtree(path, ignore_errors=True)
             if hold:
                 hold.release()
 
@@ -259,7 +264,9 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what processes that died left behind."""
-        remove_abandoned((self.root / "making").glob("*"))
+        left = list((self.root / "making").glob("*"))
+        remove_abandoned(folder for folder in left if folder.name.startswith(_NEW))
+        remove_abandoned((folder for folder in left if not folder.name.startswith(_NEW)), older_than=0)
 
     def strays(self) -> Iterator[tuple[Path, int, float]]:
         """What takes room and is no entry: of another version's schema, damaged, or in quarantine.

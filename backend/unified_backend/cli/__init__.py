@@ -17,6 +17,7 @@ from unified_backend.cli.inspect import inspect
 from unified_backend.cli.install import install, uninstall
 from unified_backend.cli.serve import ServeCommand, serve
 from unified_backend.errors import UnifiedError
+from unified_backend.stopping import clean_up_when_stopped
 
 __all__ = ["app", "main"]
 
@@ -48,6 +49,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; an error a user can act on is printed as a sentence, never as a traceback."""
+    clean_up_when_stopped()
     try:
         app()
     except UnifiedError as error:

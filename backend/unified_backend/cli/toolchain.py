@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from unified_backend import logs
-from unified_backend.errors import Refused
+from unified_backend.errors import Refused, ToolchainError
 from unified_backend.settings import toolchain_directory
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import TOOLCHAINS, Toolchain
@@ -25,7 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def show(as_json: AsJson = False) -> None:
-    """List the toolchains there are, and where they are installed.
+    """List the toolchains there are, and where they are installed; a quick look finds most damage.
 
     Example:
 
@@ -38,7 +38,7 @@ def show(as_json: AsJson = False) -> None:
         rows.append(
             {
                 "name": toolchain.name,
-                "state": "installed" if python else "missing",
+                "state": environment.state(toolchain, root),
                 "folder": str(python.parent.parent) if python else None,
                 "formats": sorted(toolchain.formats),
                 "holds": toolchain.summary,
@@ -63,7 +63,7 @@ def install(
         Path | None, typer.Option(metavar="DIR", help="Folder with the lock's wheels, in place of an index.")
     ] = None,
 ) -> None:
-    """Install toolchains ahead of the first model that needs them.
+    """Install toolchains ahead of the first model that needs them; one that is damaged is installed again.
 
     Example:
 
@@ -74,8 +74,9 @@ def install(
         raise Refused(f"{wheelhouse} is no folder", "the wheels are looked for there", "Name a folder with wheels")
     root = toolchain_directory()
     for toolchain in _chosen(names):
+        damaged = environment.state(toolchain, root) == "damaged"
         python = environment.install(toolchain, root, wheelhouse)
-        typer.echo(f"{toolchain.name}\tinstalled\t{python.parent.parent}")
+        typer.echo(f"{toolchain.name}\t{'installed again' if damaged else 'installed'}\t{python.parent.parent}")
 
 
 @app.command()
@@ -95,14 +96,24 @@ def remove(names: Names = None) -> None:
 
 @app.command()
 def verify(names: Names = None) -> None:
-    """Read every file of installed toolchains and import what conversions need; exits with 1 if one is damaged.
+    """Read every file of installed toolchains and import what conversions need.
+
+    Exits with 1 if one is damaged, or none is installed.
 
     Example:
 
     triton-unified toolchain verify
     """
     root, damaged = toolchain_directory(), False
-    for toolchain in _chosen(names):
+    chosen = _chosen(names)
+    if not any(environment.python_of(toolchain, root) for toolchain in chosen):
+        wanted = " ".join(toolchain.name for toolchain in chosen)
+        raise ToolchainError(
+            f"no toolchain is installed of {wanted}",
+            f"there is none in {root}",
+            f"Run `triton-unified toolchain install {wanted}`",
+        )
+    for toolchain in chosen:
         if names is None and environment.python_of(toolchain, root) is None:
             typer.echo(f"{toolchain.name}\tmissing")
             continue
@@ -113,7 +124,7 @@ def verify(names: Names = None) -> None:
         if not problems:
             typer.echo(f"{toolchain.name}\twhole")
     if damaged:
-        typer.echo("Remove the damaged ones and install them again.", err=True)
+        typer.echo("Install the damaged ones again: `triton-unified toolchain remove`, then `install`.", err=True)
         raise typer.Exit(1)
 
 

@@ -20,7 +20,7 @@ __all__ = ["MODEL", "OPSET", "RECIPE", "convert", "job_of"]
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 2  # part of the conversion's key: raised when the same source and options would give other files
+RECIPE = 3  # part of the conversion's key: raised when the same source and options would give other files
 MODEL = "model.onnx"
 OPSET = 18  # the newest that tf2onnx 1.17 writes; every rung reads it
 _DISK_BYTES = 64 * 10**9

@@ -18,6 +18,7 @@ from typing import Any
 
 import unified_backend
 from unified_backend import hosts
+from unified_backend.amounts import amount
 from unified_backend.engines import Canonical, Engine
 from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.settings import Settings
@@ -113,7 +114,7 @@ def _main() -> None:
     except UnifiedError as error:
         answer = {"error": [error.what, error.why, error.do]}
     except MemoryError:
-        why = f"it takes more than {job['memory'] / 1e9:.1f} GB"
+        why = f"it takes more than {amount(job['memory'])}"
         answer = {"error": [f"{job['label']}: out of memory", why, "Raise the parameter `conversion_memory`"]}
     with answers:
         json.dump(answer, answers)

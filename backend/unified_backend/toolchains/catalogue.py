@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+import re
 import sys
 from pathlib import Path
 
 __all__ = ["TOOLCHAINS", "Toolchain", "toolchain_for"]
 
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)(?!.*;)")
 _SCHEMA = 1  # raised when what is done to an environment beside installing its lock changes
 
 
@@ -38,6 +40,12 @@ class Toolchain:
         parts = (str(_SCHEMA), f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine())
         return hashlib.sha256("\0".join(parts).encode() + b"\0" + self.lock.read_bytes()).hexdigest()
 
+    @property
+    def pinned(self) -> list[tuple[str, str]]:
+        """Name and version of every package of the lock that is installed whatever the machine is."""
+        lines = map(_PINNED.match, self.lock.read_text().splitlines())
+        return [(line[1], line[2]) for line in lines if line]
+
 
 TOOLCHAINS = {
     toolchain.name: toolchain
@@ -48,7 +56,7 @@ TOOLCHAINS = {
             "unified_backend.toolchains.workers.tensorflow",
             ("tensorflow", "tf2onnx.tfonnx", "tf_keras", "keras", "ai_edge_litert.interpreter", "onnxsim"),
             frozenset({"savedmodel", "graphdef", "checkpoint", "keras-hdf5", "keras", "tflite"}),
-            "TensorFlow 2.21, Keras 2 and 3, tf2onnx 1.17; 1.5 GB",
+            "TensorFlow 2.21, Keras 2 and 3, tf2onnx 1.17; 1.7 GB",
         ),
     )
 }

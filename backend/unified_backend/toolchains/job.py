@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
+from unified_backend.amounts import amount
 from unified_backend.errors import ConfigError, ConversionError
 
 __all__ = ["Done", "Limits", "run"]
@@ -81,7 +82,8 @@ def run(python: Path, worker: str, job: Mapping[str, Any], folder: Path, limits:
     raise ConversionError(
         f"{label}: the {worker.rpartition('.')[2]} toolchain failed in phase {watch.phase}",
         _ascii("; ".join((why, *_last_words(folder, why))), folder),
-        "Serve the file by an engine that takes it as it is (parameter `engine`), or export the model again",
+        "Copy the file again if it may be damaged, serve it by an engine that takes it as it is (parameter `engine`), "
+        "or export the model again",
     )
 
 
@@ -152,7 +154,7 @@ class _Watch:
         if now > self._limits.memory_bytes:
             raise ConversionError(
                 f"{self._label}: the conversion was stopped in phase {self.phase}",
-                f"it took {now / 1e9:.1f} GB of memory, and {self._limits.memory_bytes / 1e9:.1f} GB are allowed",
+                f"it took {amount(now)} of memory, and {amount(self._limits.memory_bytes)} are allowed",
                 'Raise the parameter "conversion_memory", or convert it elsewhere',
             )
         if self._limits.seconds and time.monotonic() - self._began > self._limits.seconds:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unified_backend import logs
+from unified_backend.amounts import amount
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import by_prefix
 from unified_backend.cache.remote import Remote, RemoteError
@@ -101,15 +102,6 @@ def translated(cache: Cache) -> Iterator[None]:
         raise CacheError(
             f"the cache {cache.root} failed", reason, "Check its disk and permissions, or name another folder"
         ) from None
-
-
-def amount(size: float) -> str:
-    """Bytes in a unit of 1000: `12.3 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def duration(seconds: float) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export, options_of
+from unified_backend.toolchains.workers.tensorflow_damage import damage_told
+from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export
 from unified_backend.toolchains.workers.tensorflow_keras import open_keras
 from unified_backend.toolchains.workers.tensorflow_lite import open_lite
+from unified_backend.toolchains.workers.tensorflow_options import check_opset, checked_ends, options_of
 from unified_backend.toolchains.workers.tensorflow_reference import answers, signature_of, write
 from unified_backend.toolchains.workers.tensorflow_saved_model import open_saved_model
 from unified_backend.toolchains.workers.tensorflow_session import open_checkpoint, open_graph_def
@@ -45,8 +47,8 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
         framework, converter, versions, samples, outputs, model, failure, notes, repairs.
 
     Raises:
-        ConfigError: the converter has no such option.
-        ConversionError: TensorFlow does not load the source, or runs on no sample.
+        ConfigError: the converter has no such option or opset, or the model no such tensor.
+        ConversionError: TensorFlow does not load the source, which may be damaged, or runs on no sample.
     """
     tell("importing")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
@@ -54,15 +56,18 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import tensorflow as tf
 
+    check_opset(job["opset"])
     options = options_of(job)
     tell("loading")
-    shapes = options.get("shape_override") or {}
+    shapes = options.pop("shape_override", {})  # the exported graph's inputs have the shapes of the job's
     job = {**job, "inputs": [{**row, "shape": shapes.get(row["name"], row["shape"])} for row in job["inputs"]]}
-    opened = _OPENERS[job["format"]](job, folder)
+    with damage_told(job):
+        opened = _OPENERS[job["format"]](job, folder)
     tell("running")
     found, notes = answers(job, opened)
     signature = signature_of(job, opened)
     ranks = {name: array.ndim for name, array in found[0].outputs.items()}
+    options = checked_ends(options, job, {name: array.ndim for name, array in found[0].inputs.items()}, ranks)
     tell("converting")
     lite = job["format"] == "tflite"
     large = options.pop("large_model", False) or opened.weights > LARGE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from unified_backend.conversion.interface import publish
 from unified_backend.conversion.repair import repair, simplified, unknown_operators
-from unified_backend.errors import ConfigError
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.workers.tensorflow_graph import Ends, bind
 from unified_backend.toolchains.workers.tensorflow_sources import Frozen, first_line
@@ -20,29 +18,12 @@ from unified_backend.toolchains.workers.tensorflow_sources import Frozen, first_
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LARGE", "Exported", "export", "options_of"]
+__all__ = ["LARGE", "Exported", "export"]
 
 # Bytes of weights from which tf2onnx is told that the model is large, long before one protobuf message would not hold
 # it: it then leaves out TensorFlow's optimiser and copies less. 0.8 GB of weights: 7 GB of memory in place of 20.
 LARGE = 2**27
 
-# Parameters of tf2onnx that the worker itself sets, or whose values cannot be written as JSON.
-_OWN = {
-    *("const_node_values", "continue_on_error", "custom_op_handlers", "custom_rewriter", "frozen_graph", "graph_def"),
-    *(
-        "initialized_tables",
-        "input_names",
-        "is_subgraph",
-        "kwargs",
-        "name",
-        "opset",
-        "optimizers",
-        "output_frozen_graph",
-    ),
-    *("output_names", "output_path", "tensors_to_rename", "tf_graph", "tfjs_path", "tflite_path", "verbose"),
-}
-_LISTS = ("target", "inputs_as_nchw", "outputs_as_nchw", "ignore_default", "use_default")
-_NAMED = ("inputs_as_nchw", "outputs_as_nchw")
 _DATA = "model.onnx.data"
 _LARGE_TENSOR = 256  # values; smaller ones stay in the model
 
@@ -54,47 +35,6 @@ class Exported:
     model: str | None
     failure: str = ""
     repairs: Sequence[str] = ()
-
-
-def options_of(job: Mapping[str, Any]) -> dict[str, Any]:
-    """tf2onnx's own options by their own names, as its functions take them.
-
-    Lists may be written as tf2onnx's command line takes them, with commas.
-
-    Raises:
-        ConfigError: the installed version has no such option, or no such target.
-    """
-    from onnx import helper
-    from tf2onnx import constants, convert
-    from tf2onnx.tfonnx import process_tf_graph
-
-    functions = (convert._convert_common, convert.from_graph_def, process_tf_graph)
-    there = {name for function in functions for name in inspect.signature(function).parameters} - _OWN
-    options = {name.replace("-", "_"): value for name, value in job.get("converter", {}).items()}
-    if wrong := sorted(set(options) - there):
-        raise ConfigError(
-            f'parameter "converter" has the option {wrong[0]}',
-            "the converter of TensorFlow models has none of that name",
-            f"tf2onnx takes {', '.join(sorted(there))}",
-        )
-    for name in _LISTS:
-        if isinstance(options.get(name), str):
-            options[name] = options[name].split(",")
-    if wrong := sorted(set(options.get("target") or ()) - set(constants.POSSIBLE_TARGETS)):
-        raise ConfigError(
-            f'parameter "converter" has the target {wrong[0]}',
-            "tf2onnx has none of that name",
-            f"It takes {', '.join(constants.POSSIBLE_TARGETS)}",
-        )
-    if "extra_opset" in options:
-        rows = options["extra_opset"].split(",") if isinstance(options["extra_opset"], str) else options["extra_opset"]
-        pairs = [row.rpartition(":") for row in rows]
-        options["extra_opset"] = [helper.make_opsetid(domain, int(version)) for domain, _, version in pairs]
-    if isinstance(options.get("custom_ops"), str):
-        pairs = [row.partition(":") for row in options["custom_ops"].split(",")]
-        own = constants.TENSORFLOW_OPSET.domain
-        options["custom_ops"] = {operator: domain or own for operator, _, domain in pairs}
-    return options
 
 
 def export(
@@ -111,7 +51,7 @@ def export(
     Args:
         signature: public names, types and shapes.
         ranks: of the outputs, as seen in a run.
-        options: of `options_of`, and `large_model` in any case.
+        options: of `checked_ends`, without `shape_override`, and `large_model` in any case.
     """
     ends = bind(frozen, signature, options["large_model"])
     said = _Said()
@@ -151,12 +91,8 @@ def _converted(
     from tf2onnx.convert import _convert_common
 
     _keep_constants_where_they_are()
-    inner = {**ends.inputs, **ends.outputs}
-    named: dict[str, Any] = {
-        name: [inner.get(each, each) for each in options[name]] for name in _NAMED if options.get(name)
-    }
-    if options.get("shape_override"):
-        named["shape_override"] = {inner.get(name, name): shape for name, shape in options["shape_override"].items()}
+    sides = {"inputs_as_nchw": ends.inputs, "outputs_as_nchw": ends.outputs}
+    named = {option: [inner[name] for name in options[option]] for option, inner in sides.items() if option in options}
     with tf.device("/cpu:0"):
         model, storage = _convert_common(
             ends.graph,

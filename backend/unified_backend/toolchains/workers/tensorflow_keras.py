@@ -8,6 +8,7 @@ from typing import Any
 
 from unified_backend.errors import ConversionError
 from unified_backend.tensors import Array, TensorSpec
+from unified_backend.toolchains.workers.tensorflow_damage import damage
 from unified_backend.toolchains.workers.tensorflow_sources import (
     Frozen,
     Opened,
@@ -95,6 +96,8 @@ def _loaded(job: Mapping[str, Any], folder: Path) -> Any:
 
         return keras.models.load_model(path, compile=False, safe_mode=not unsafe)
     except Exception as error:
+        if found := damage(error, job):
+            raise found from error
         raise ConversionError(
             "Keras does not load the file",
             first_line(error),

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unified_backend.conversion.tflite_file import prepared
+from unified_backend.errors import ConversionError, UnifiedError
 from unified_backend.tensors import Array, TensorSpec
-from unified_backend.toolchains.workers.tensorflow_sources import Frozen, Opened, triton_dtype
+from unified_backend.toolchains.workers.tensorflow_sources import Frozen, Opened, first_line, triton_dtype
 
 __all__ = ["open_lite"]
+
+_MISSING = re.compile("custom op|builtin opcode|TensorFlow op")
 
 
 def open_lite(job: Mapping[str, Any], folder: Path) -> Opened:
     """The file, or one of its signatures, in LiteRT's interpreter.
 
     An input whose first dimension is open in the job is resized to what it is fed.
+
+    Raises:
+        ConversionError: the file is damaged, has no such signature, or operators that LiteRT has not got.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     path = Path(job["path"])
-    file = prepared(path, job.get("signature"), folder)
-    # The file as it is, unless the signature's graph is not its first: then the prepared one.
-    interpreter = Interpreter(model_path=str(file.path if file.moved else path), num_threads=2)
+    with _damage_told(path):
+        file = prepared(path, job.get("signature"), folder)
+        # The file as it is, unless the signature's graph is not its first: then the prepared one.
+        interpreter = Interpreter(model_path=str(file.path if file.moved else path), num_threads=2)
+        # Where sizes are open, the file's own are no more than a guess, which need not run.
+        if not any(size < 0 for row in interpreter.get_input_details() for size in row["shape_signature"][1:]):
+            interpreter.allocate_tensors()
     inner = {public: file.names.get(name, name) if file.moved else name for public, name in job["inner"].items()}
     inputs = _details(interpreter.get_input_details(), [row["name"] for row in job["inputs"]], inner)
     outputs = _details(interpreter.get_output_details(), job["outputs"], inner)
@@ -53,6 +65,29 @@ def open_lite(job: Mapping[str, Any], folder: Path) -> Opened:
         )
 
     return Opened(_specs(inputs), _specs(outputs), run, freeze, path.stat().st_size, notes=file.notes)
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        ConversionError: for all that LiteRT and the reader of the schema raise, but of operators that are not there.
+    """
+    try:
+        yield
+    except UnifiedError:
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        if _MISSING.search(reason):
+            raise ConversionError(
+                f"LiteRT does not run {path.name}", reason, "Convert the model again, with built-in operators only"
+            ) from error
+        raise ConversionError(
+            f"LiteRT does not take {path.name}",
+            f"it is damaged, or was made by something else than TensorFlow's converter: {reason}",
+            "Copy it again completely, or convert it again",
+        ) from error
 
 
 def _details(rows: list[Any], names: list[str], inner: Mapping[str, str]) -> dict[str, Any]:
