@@ -63,11 +63,10 @@ def find(foreign: Foreign, lookup: Lookup, reference: Reference) -> Canonical:
             failures.append((name, error))
     if len(failures) == 1:
         raise failures[0][1]
-    differs = [error.do for _, error in failures if isinstance(error, VerificationError)]
     raise EngineError(
         f"{label}: no engine takes the {foreign.source.format} model",
         "; ".join(f"{name}: {error.why}" for name, error in failures) or _obstacle(foreign),
-        differs[0] if differs else _EXPORT if foreign.source.format == "savedmodel" else f"{_EXPORT}, {_AS_SAVEDMODEL}",
+        _next_step(foreign, [error for _, error in failures]),
     )
 
 
@@ -103,6 +102,14 @@ def _obstacle(foreign: Foreign) -> str:
         elif toolchain_mode() == "off":
             reasons.append(f"TRITON_UNIFIED_TOOLCHAINS is off, and the toolchain {toolchain.name} would convert it")
     return "; ".join(reasons) or f"{form} is recognised, and none of {', '.join(ENGINES)} takes it as it is"
+
+
+def _next_step(foreign: Foreign, failures: Sequence[UnifiedError]) -> str:
+    """What one of several failures advises where it knows more than that no engine takes the model."""
+    for error in failures:
+        if isinstance(error, VerificationError) or error.do.startswith("Copy"):
+            return error.do
+    return _EXPORT if foreign.source.format == "savedmodel" else f"{_EXPORT}, {_AS_SAVEDMODEL}"
 
 
 def _form(
