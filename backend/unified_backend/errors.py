@@ -10,6 +10,7 @@ __all__ = [
     "CacheFullError",
     "ConfigError",
     "ConversionError",
+    "DamagedSourceError",
     "EngineError",
     "NotCachedError",
     "Refused",
@@ -100,6 +101,12 @@ class ToolchainError(UnifiedError):
 
 class ConversionError(UnifiedError):
     """A source could not be turned into the canonical model: the worker failed, or what it made is no model."""
+
+
+class DamagedSourceError(ConversionError):
+    """The source framework says that a file of the source is damaged: no other way to serve it is tried."""
+
+    triton_code = "INVALID_ARG"
 
 
 class VerificationError(UnifiedError):

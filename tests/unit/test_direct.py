@@ -118,3 +118,16 @@ def test_explain_compares_with_nothing_that_is_not_related(tmp_path):
     entries = printed(tmp_path, "cache", "explain", model, env=OFF)["entries"]
     assert {entry["state"] for entry in entries} == {"missing"}
     assert [entry["closest"] for entry in entries] == [None] * len(entries)
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_weights_that_tensorflow_finds_damaged_are_served_by_no_engine(tmp_path, engine):
+    """OpenVINO reads no checksums, and would serve them."""
+    model = dropped(tmp_path, "fer", engine=engine)
+    (weights,) = (model / "1" / "variables").glob("*.data-*")
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2] + bytes(64) + content[len(content) // 2 + 64 :])
+    done = command(tmp_path, "check", model, env=tensorflow_models.toolchain_environment())
+    assert done.returncode == 1
+    assert "variables/variables.data-00000-of-00001 is damaged" in done.stderr
+    assert "Copy it again completely" in done.stderr

@@ -14,7 +14,15 @@ from unified_backend.batching import Verdict, prove_batching
 from unified_backend.cache import Key
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.engines.apart import build_apart
-from unified_backend.errors import ConversionError, EngineError, RequestError, SourceError, ToolchainError
+from unified_backend.errors import (
+    ConversionError,
+    DamagedSourceError,
+    EngineError,
+    RequestError,
+    SourceError,
+    ToolchainError,
+)
+from unified_backend.formats import integrity
 from unified_backend.formats.savedmodel import DEFAULT_SIGNATURE
 from unified_backend.forms.converted import conversion
 from unified_backend.forms.foreign import Foreign
@@ -52,6 +60,7 @@ def direct(
     """
 
     def make(folder: Path) -> dict[str, Any]:
+        integrity.check(foreign.source)
         facts, runner = _built(foreign, engine, folder)
         samples, judge = _answers(foreign, engine, lookup)
         rows = foreign.verified(runner, samples, engine.name, judge)
@@ -149,6 +158,8 @@ def _answers(foreign: Foreign, engine: Engine, lookup: Lookup) -> tuple[list[Sam
         try:
             entry = conversion(foreign, toolchain, lookup)
             return read_samples(entry.path, entry.facts["samples"]), entry.facts["framework"]
+        except DamagedSourceError:
+            raise
         except (ConversionError, ToolchainError) as error:
             logger.info(
                 'no reference model=%s toolchain=%s reason="%s"', foreign.source.label, toolchain.name, error.why

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from unified_backend.engines import Canonical, Engine
 from unified_backend.errors import (
     ConversionError,
+    DamagedSourceError,
     EngineError,
     NotCachedError,
     SourceChangedError,
@@ -56,7 +57,7 @@ def find(foreign: Foreign, lookup: Lookup, reference: Reference) -> Canonical:
         try:
             tried = [f"not served by {loser}: {error.what}: {error.why}" for loser, error in failures]
             return _form(foreign, way, lookup, reference, required=False, tried=tried)
-        except SourceChangedError:
+        except (DamagedSourceError, SourceChangedError):
             raise
         except _FAILURES as error:
             logger.warning('not taken model=%s by=%s reason="%s: %s"', label, name, error.what, error.why)
@@ -107,7 +108,7 @@ def _obstacle(foreign: Foreign) -> str:
 def _next_step(foreign: Foreign, failures: Sequence[UnifiedError]) -> str:
     """What one of several failures advises where it knows more than that no engine takes the model."""
     for error in failures:
-        if isinstance(error, VerificationError) or error.do.startswith("Copy"):
+        if isinstance(error, VerificationError) or error.do.startswith("Copy it again"):
             return error.do
     return _EXPORT if foreign.source.format == "savedmodel" else f"{_EXPORT}, {_AS_SAVEDMODEL}"
 

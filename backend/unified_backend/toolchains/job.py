@@ -18,7 +18,7 @@ from typing import Any
 
 from unified_backend import hosts
 from unified_backend.amounts import amount
-from unified_backend.errors import ConfigError, ConversionError
+from unified_backend.errors import ConfigError, ConversionError, DamagedSourceError, UnifiedError
 
 __all__ = ["Done", "Limits", "run"]
 
@@ -170,7 +170,8 @@ def _raise_own(event: Mapping[str, Any], label: str, folder: Path) -> None:
     parts = event.get("parts")
     if isinstance(parts, list) and len(parts) == 3:
         what, why, do = (_ascii(str(part), folder) for part in parts)
-        kind = ConfigError if event.get("type") == ConfigError.__name__ else ConversionError
+        kinds: dict[Any, type[UnifiedError]] = {kind.__name__: kind for kind in (ConfigError, DamagedSourceError)}
+        kind = kinds.get(event.get("type"), ConversionError)
         raise kind(f"{label}: {what}", why, do)
 
 

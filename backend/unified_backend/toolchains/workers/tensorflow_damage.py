@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unified_backend.errors import ConversionError, UnifiedError
+from unified_backend.errors import DamagedSourceError, UnifiedError
 from unified_backend.toolchains.workers.tensorflow_sources import first_line
 
 __all__ = ["damage", "damage_told"]
@@ -29,7 +29,7 @@ _OF_THE_INDEX = re.compile(r"\.index|sstable|block|header entry")
 def damage_told(job: Mapping[str, Any]) -> Iterator[None]:
     """
     Raises:
-        ConversionError: a file of the source is damaged; anything else is raised as it is.
+        DamagedSourceError: a file of the source is damaged; anything else is raised as it is.
     """
     try:
         yield
@@ -41,13 +41,13 @@ def damage_told(job: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def damage(error: BaseException, job: Mapping[str, Any]) -> ConversionError | None:
+def damage(error: BaseException, job: Mapping[str, Any]) -> DamagedSourceError | None:
     """The error that names the damaged file, if what a framework raised says that one is."""
     seen: BaseException | None = error
     while seen is not None:
         if _is_damage(seen, job):
             reason = first_line(seen).replace(f"{Path(job['path']).parent}/", "")
-            return ConversionError(f"{_file(seen, reason, job)} is damaged", reason, _DO)
+            return DamagedSourceError(f"{_file(seen, reason, job)} is damaged", reason, _DO)
         seen = seen.__cause__ or seen.__context__
     return None
 
