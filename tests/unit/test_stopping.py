@@ -20,6 +20,11 @@ def environment(home: Path) -> dict[str, str]:
     return {**given, **tensorflow_models.toolchain_environment()}
 
 
+def hears_interrupts() -> None:
+    """As started by a person: what a shell starts in the background, CI perhaps, inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def converting(home: Path, *prefix: str) -> subprocess.Popen[str]:
     """A conversion whose worker is at work."""
     source = tensorflow_models.path("lstm")
@@ -29,6 +34,7 @@ def converting(home: Path, *prefix: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment(home),
+        preexec_fn=hears_interrupts,
     )
     assert process.stderr
     while "phase=loading" not in (line := process.stderr.readline()):
