@@ -33,3 +33,5 @@ done
 # Of each toolchain the lock is data of the package: it is what `triton-unified toolchain install` installs.
 compile "$@" --no-header --override requirements/toolchain-overrides.txt \
     --output-file backend/unified_backend/toolchains/tensorflow.lock requirements/toolchain-tensorflow.in
+compile "$@" --no-header --output-file build/torch.lock requirements/toolchain-torch.in
+cat build/torch.lock requirements/toolchain-torch-cpu.lock >backend/unified_backend/toolchains/torch.lock

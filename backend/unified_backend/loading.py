@@ -27,6 +27,7 @@ from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.ladder import find
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
+from unified_backend.forms.stated import stated
 from unified_backend.lookups import Lookup, Make, Report
 from unified_backend.model_keys import batching_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
@@ -130,8 +131,9 @@ def foreign(
             raise
         # What reads a file knows the file's name only.
         raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
-    fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
     found = tuple((path, memo.digest(path)) for path in sorted(samples.glob("*.npz"))) if samples else ()
+    description = stated(description, settings, config, [path for path, _ in found], source.label)
+    fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
     return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
 
 

@@ -55,7 +55,10 @@ class Settings:
         custom_op_library: shared libraries with ONNX Runtime custom operators.
         session_options: ONNX Runtime session configuration entries, passed through as they are.
         require_cached: fail the load at once where an entry is missing, in place of building it.
-        signature: key of the SavedModel or TensorFlow Lite signature to serve.
+        signature: key of the SavedModel or TensorFlow Lite signature, or name of the .pt2 program, to serve.
+        method: method of a TorchScript module to serve; None for `forward`.
+        arguments: (name, value as JSON text) of arguments that no request gives.
+        stateful: serve a model that changes its answer between identical calls, as it answers the first.
         tags: tags of the SavedModel's graph to serve.
         inputs: tensors of a graph that are its inputs, in tf2onnx's notation: `input0:0[1,224,224,3]`.
         outputs: tensors of a graph that are its outputs.
@@ -85,6 +88,9 @@ class Settings:
     session_options: tuple[tuple[str, str], ...] = ()
     require_cached: bool = False
     signature: str | None = None
+    method: str | None = None
+    arguments: tuple[tuple[str, str], ...] = ()
+    stateful: bool = False
     tags: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
@@ -150,6 +156,9 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "inputs": _tensor_names,
         "outputs": _tensor_names,
         "names": _renamed,
+        "method": str,
+        "arguments": _options,
+        "stateful": _choice({"refuse": False, "allow": True}),
         "opset": _count,
         "converter": _options,
         "allow_unsafe": _choice(_SWITCH),

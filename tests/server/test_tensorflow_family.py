@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import real_models
 import tensorflow_models
+from answers import assert_answers, framework_samples
 from helpers import Triton, mapped_files, start_server
-from unified_backend.cache import Cache
 from unified_backend.settings import Settings
-from unified_backend.verification import Sample, compare, read_samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -112,33 +111,6 @@ def loaded(server: Triton, names: Sequence[str], at_once: int) -> dict[str, str]
         return dict(zip(names, reasons, strict=True))
 
 
-def samples(root: Path, name: str) -> list[Sample]:
-    """What the framework answered, as the conversion's entry has it."""
-    store = Cache(root).store
-    (use,) = [use for use in store.usage.uses() if use.label == f"{name}.unified/1"]
-    (entry,) = [
-        entry for entry in store.entries() if entry.digest in use.entries and entry.manifest.key.kind == "conversion"
-    ]
-    return read_samples(entry.path, entry.manifest.facts["samples"])
-
-
-def assert_answers(server: Triton, model: str, expected: Sequence[Sample]) -> None:
-    """The server's answers are within the tolerance of each output's type."""
-    config = server.config(model)
-    types = {row["name"]: row["data_type"].removeprefix("TYPE_") for row in config["output"]}
-    assert expected
-    for sample in expected:
-        # Triton has no tensors without dimensions: a scalar is served as [1].
-        answers = server.infer(model, {name: np.atleast_1d(array) for name, array in sample.feeds.items()})
-        assert set(answers) == set(sample.expected)
-        for name, array in sample.expected.items():
-            wanted = np.atleast_1d(array)
-            row = compare(name, sample.batch, types[name], wanted, answers[name])
-            assert row.passed, row
-    if expected[-1].batch == 3 and all(array.shape[:1] == (3,) for array in expected[-1].expected.values()):
-        assert config["max_batch_size"] == 32, "the framework takes a batch, and so it is served"
-
-
 def line(server: Triton, what: str, name: str) -> str:
     return next(text for text in server.log_text().splitlines() if f"{what} model={name}.unified/1 " in text)
 
@@ -151,13 +123,13 @@ def seconds(text: str) -> float:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_converted_model_answers_as_its_framework_does(converted: Family, name: str):
     assert converted.reasons[name] == ""
-    assert_answers(converted.server, f"{name}.unified", samples(converted.cache, name))
+    assert_answers(converted.server, f"{name}.unified", framework_samples(converted.cache, f"{name}.unified/1"))
 
 
 @pytest.mark.parametrize("name", DIRECT)
 def test_a_model_taken_as_it_is_answers_as_its_framework_does(direct: Family, converted: Family, name: str):
     assert direct.reasons[name] == ""
-    assert_answers(direct.server, f"{name}.unified", samples(converted.cache, name))
+    assert_answers(direct.server, f"{name}.unified", framework_samples(converted.cache, f"{name}.unified/1"))
 
 
 def test_two_frameworks_convert_at_once_within_their_memory(converted: Family):
@@ -201,7 +173,7 @@ def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model
         assert loaded(again, MODELS, 3) == dict.fromkeys(MODELS, "")
         log, mapped = again.log_text(), mapped_files(again.running.pid)
         lines = {name: line(again, "loaded", name) for name in MODELS}
-        assert_answers(again, "lstm.unified", samples(converted.cache, "lstm"))
+        assert_answers(again, "lstm.unified", framework_samples(converted.cache, "lstm.unified/1"))
     assert "converting model=" not in log
     assert "installing toolchain=" not in log
     assert not [path for path in mapped if "tensorflow" in path.lower() and "openvino" not in path]

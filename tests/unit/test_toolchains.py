@@ -212,11 +212,11 @@ def test_the_commands_tell_a_damaged_one(tmp_path):
     for path in (whole / "bin", whole / "toolchain.json", *site.iterdir()):
         (folder / path.relative_to(whole)).symlink_to(path)
     began = time.monotonic()
-    (row,) = printed(tmp_path, "toolchain", "list")
+    row = printed(tmp_path, "toolchain", "list")[0]
     assert row["state"] == "installed"
     assert time.monotonic() - began < 5
     (mirror / "keras").unlink()
-    (row,) = printed(tmp_path, "toolchain", "list")
+    row = printed(tmp_path, "toolchain", "list")[0]
     assert row["state"] == "damaged"
     verified = command(tmp_path, "toolchain", "verify")
     assert verified.returncode == 1
@@ -254,20 +254,20 @@ def test_a_folder_of_their_own_is_where_toolchains_are(tmp_path):
     tiny = toolchain(tmp_path / "wheels")
     python = environment.install(tiny, tmp_path / "image", tmp_path / "wheels")
     image = {"TRITON_UNIFIED_TOOLCHAIN_DIR": str(tmp_path / "image")}
-    (_, old) = printed(tmp_path, "toolchain", "list", env=image)
+    *_, old = printed(tmp_path, "toolchain", "list", env=image)
     assert (old["name"], old["folder"]) == ("tiny", str(python.parent.parent))
 
 
 def test_the_commands_list_and_refuse(tmp_path):
-    (row,) = printed(tmp_path, "toolchain", "list")
+    row = printed(tmp_path, "toolchain", "list")[0]
     assert (row["name"], row["state"]) == ("tensorflow", "missing")
     assert "savedmodel" in row["formats"]
     unknown = command(tmp_path, "toolchain", "install", "pytorch")
     assert unknown.returncode == 2
-    assert "there are tensorflow" in unknown.stderr
+    assert "there are tensorflow, torch" in unknown.stderr
     for names in ([], ["tensorflow"]):
         missing = command(tmp_path, "toolchain", "verify", *names)
         assert missing.returncode == 1
-        assert "error: no toolchain is installed of tensorflow: there is none in " in missing.stderr
+        assert "error: no toolchain is installed of tensorflow torch: there is none in " in missing.stderr
         assert "Run `triton-unified toolchain install tensorflow`" in missing.stderr
     assert json.loads(command(tmp_path, "toolchain", "list", "--json").stdout)

@@ -25,6 +25,7 @@ __all__ = ["convert"]
 _PARAMETERS = (
     *("signature", "tags", "inputs", "outputs", "names", "opset", "converter", "allow_unsafe", "verify", "tolerance"),
     *("conversion_seconds", "conversion_memory", "custom_op_library"),
+    *("method", "arguments", "stateful"),
 )
 _HEADINGS = ("output", "batch", "max abs", "max rel", "cosine", "top-1", "tolerance", "result")
 

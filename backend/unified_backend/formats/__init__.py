@@ -20,6 +20,8 @@ from unified_backend.formats.keras_hdf5 import KerasHdf5
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.tflite import TfLite
+from unified_backend.formats.torch_export import TorchExport
+from unified_backend.formats.torchscript import TorchScript
 from unified_backend.settings import Settings
 
 __all__ = ["FORMATS", "Format", "Source", "find_source"]
@@ -57,7 +59,11 @@ class Format(Protocol):
 
 
 FORMATS: dict[str, Format] = {
-    form.name: form for form in (Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite())
+    form.name: form
+    for form in (
+        *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
+        *(TorchScript(), TorchExport()),
+    )
 }
 
 _DEPTH = 3  # levels below the folder that are searched: `1/model.onnx/model.onnx` is the second

@@ -5,25 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["appearance", "excerpt"]
+from unified_backend.formats import torch_pickle
+
+__all__ = ["appearance"]
 
 # First bytes of files that people leave in version folders, at the offsets their formats' specifications give.
 _SIGNATURES = (
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
     (0, b"/annex/objects/", "a git-annex pointer: run `git annex get`"),
     (0, b"\x89HDF\r\n\x1a\n", "HDF5 without a Keras model's layers, weights alone perhaps: save with model.save(...)"),
-    (0, b"PK\x03\x04", "a zip archive, but no .keras file: TorchScript or .pt2 perhaps"),
+    (0, b"PK\x03\x04", "a zip archive, but no model of Keras's or PyTorch's"),
     (0, b"ftrt", "a TensorRT plan"),
     (0, b"\x1f\x8b", "gzip: unpack it"),
     (0, b"\x28\xb5\x2f\xfd", "zstd: unpack it"),
     (257, b"ustar", "a tar archive: unpack it"),
-    (0, b"\x80\x02", "a Python pickle, which is never loaded"),
-    (0, b"\x80\x04", "a Python pickle, which is never loaded"),
     (0, b"\x93NUMPY", "a NumPy array"),
 )
 _SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # of the table that TensorFlow keeps a checkpoint's index in
-_MOST_READ, _MOST_QUOTED = 100_000, 200  # characters
 _CHECKPOINT = "of a TensorFlow checkpoint; its graph, the .meta file of the same name, is missing or no graph"
 
 
@@ -38,6 +37,8 @@ def appearance(path: Path) -> str:
         return f"unreadable: {error.strerror}"
     if not head:
         return "empty"
+    if found := torch_pickle.words(path):
+        return found
     for offset, signature, words in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return words
@@ -53,14 +54,6 @@ def appearance(path: Path) -> str:
     if _is_text(head):
         return "text"
     return f"unknown, {path.stat().st_size} bytes"
-
-
-def excerpt(error: Exception | str) -> str:
-    """What a library says of a file, which may quote kilobytes of it, as one short line: its begin and its end."""
-    words = " ".join((str(error) or type(error).__name__)[:_MOST_READ].split())
-    if len(words) > _MOST_QUOTED:
-        words = f"{words[: _MOST_QUOTED // 2]} ... {words[5 - _MOST_QUOTED // 2 :]}"
-    return "".join(sign if sign.isprintable() else "?" for sign in words)
 
 
 def _is_text(head: bytes) -> bool:

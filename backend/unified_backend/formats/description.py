@@ -27,6 +27,7 @@ class Description:
         job: JSON values that a conversion needs beside these: signature key, tags, constants fed to the graph.
         facts: JSON values for people: every signature, operators and their counts, versions, quantisation.
         notes: a line each of what a user should know.
+        unstated: inputs whose type and shape the file does not tell; see `forms.stated`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -35,6 +36,7 @@ class Description:
     job: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unstated: tuple[str, ...] = ()
 
 
 def choice(parameter: str, value: str, command: str | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from unified_backend import hosts
 from unified_backend.errors import SourceError
-from unified_backend.formats.appearance import excerpt
+from unified_backend.formats.excerpts import excerpt
 
 __all__ = ["MAGIC", "read_hdf5"]
 

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import struct
 import zipfile
-import zlib
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description, telling
+from unified_backend.formats.excerpts import excerpt
 from unified_backend.formats.hdf5 import read_hdf5
 from unified_backend.formats.keras_config import MOST_CONFIG, describe_config, parse_config
+from unified_backend.formats.zip_file import DAMAGE, directory_size, trap
 from unified_backend.settings import Settings
 
 __all__ = ["KerasArchive", "check_members"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_MOST_MEMBERS, _MOST_DIRECTORY = 10_000, 4 * 2**20  # Keras writes three, and a few assets
-# What is packed may be this often as large; weights as Keras writes them are not packed at all.
-_MOST_RATIO, _SMALL = 100, 64 * 2**20
+_MOST_DIRECTORY = 4 * 2**20  # bytes; Keras writes three members, and a few assets
 _MOST_READ, _CHUNK = 512 * 2**20, 2**20  # bytes that are compared with their checksums, a second's worth
-_TAIL = 22 + 65535  # bytes: the end record and the longest comment
-# A zip whose directory or members are not what they say raises any of these.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
 
 
 class KerasArchive:
@@ -44,7 +39,7 @@ class KerasArchive:
                 return False
             # Keras writes its JSON files first.
             ours = any(head[30:].startswith(name) for name in (_METADATA.encode(), _CONFIG.encode()))
-            size = _directory_size(file)
+            size = directory_size(file)
             if size is None and ours:
                 raise SourceError(
                     f"{path.name} is a truncated .keras file",
@@ -56,7 +51,7 @@ class KerasArchive:
             try:
                 with zipfile.ZipFile(file) as archive:
                     return {_CONFIG, _METADATA} <= set(archive.namelist())
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 if ours:
                     raise _damaged(path, f"its directory is none ({excerpt(error)})") from None
                 return False
@@ -78,7 +73,7 @@ class KerasArchive:
                 members = _checked(archive, path)
                 config = parse_config(_content(archive, _CONFIG, path), f"{path.name}/{_CONFIG}")
                 metadata = parse_config(_content(archive, _METADATA, path), f"{path.name}/{_METADATA}")
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _damaged(path, excerpt(error)) from None
         read = _weights(path, members[_WEIGHTS])
         extra = sorted(set(members) - {_CONFIG, _METADATA, _WEIGHTS})
@@ -113,7 +108,7 @@ def check_members(path: Path) -> tuple[str, ...]:
                 if left < 0:
                     return (f"checksums of {name} and what is larger were not compared",)
                 _content(archive, name, path, keep=False)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, excerpt(error)) from None
     return ()
 
@@ -132,7 +127,7 @@ def _content(archive: zipfile.ZipFile, name: str, path: Path, keep: bool = True)
             content = member.read() if keep else b""
             while member.read(_CHUNK):
                 pass
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, f"its member {excerpt(name)} cannot be read ({excerpt(error)})") from None
     return content
 
@@ -148,7 +143,7 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
         SourceError: one leads out of the archive's folder, is absurdly large, or missing.
     """
     members = archive.infolist()
-    reason = _trap(members, path.stat().st_size)
+    reason = trap(members, path.stat().st_size, MOST_CONFIG)
     names = {member.filename: member for member in members}
     if reason is None and (missing := [name for name in (_CONFIG, _METADATA, _WEIGHTS) if name not in names]):
         reason = f"it has no {' and no '.join(missing)}"
@@ -157,28 +152,6 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
             f"{path.name} is no .keras file to unpack", reason, "Save the whole model again with model.save(...)"
         )
     return names
-
-
-def _trap(members: list[zipfile.ZipInfo], size: int) -> str | None:
-    """What is wrong with an archive, by its directory alone."""
-    if len(members) > _MOST_MEMBERS:
-        return f"it has {len(members)} members"
-    if len({member.filename for member in members}) < len(members):
-        return "two of its members have one name"
-    if sum(member.compress_size for member in members) > size:
-        return "its members overlap"
-    for member in members:
-        name = PurePosixPath(member.filename)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
-            return f'its member "{excerpt(member.filename)}" leads out of the folder it is unpacked in'
-        if member.external_attr >> 16 & 0o170000 == 0o120000:
-            return f'its member "{excerpt(member.filename)}" is a symbolic link'
-        if member.flag_bits & 1:
-            return f'its member "{excerpt(member.filename)}" is encrypted'
-        most = MOST_CONFIG if name.suffix == ".json" else max(_SMALL, _MOST_RATIO * member.compress_size)
-        if member.file_size > most:
-            return f'its member "{excerpt(member.filename)}" would unpack to {member.file_size} bytes'
-    return None
 
 
 def _weights(path: Path, member: zipfile.ZipInfo) -> dict[str, Any]:
@@ -192,20 +165,3 @@ def _weights(path: Path, member: zipfile.ZipInfo) -> dict[str, Any]:
         raise _damaged(path, f"its member {_WEIGHTS} is not where it should be")
     name, extra = struct.unpack("<HH", header[26:])
     return read_hdf5(path, (member.header_offset + 30 + name + extra, member.file_size), f"{path.name}/{_WEIGHTS}")
-
-
-def _directory_size(file: BinaryIO) -> int | None:
-    """Bytes of a zip's directory as its end records state them, before anything is made of it."""
-    end = file.seek(0, 2)
-    file.seek(max(0, end - _TAIL - 76))
-    tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 22:
-        return None
-    sizes = [struct.unpack_from("<L", tail, at + 12)[0]]
-    # Of a file of more than 4 GiB, in the record that a locator in front of the end names.
-    if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07") and at >= 76:
-        sizes.append(struct.unpack_from("<Q", tail, at - 76 + 40)[0])
-    real = [size for size in sizes if size != 0xFFFFFFFF]
-    file.seek(0)
-    return max(real) if real else None

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description, as_asked, choice, telling
+from unified_backend.formats.excerpts import excerpt
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec, data_type
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description
+from unified_backend.formats.excerpts import excerpt
 from unified_backend.formats.wire import fields, mapped
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec, data_type

@@ -7,6 +7,7 @@ from unified_backend.settings import Settings
 
 __all__ = ["refuse_unused"]
 
+_TORCHSCRIPT = ("method", "arguments", "stateful")
 _ALL = ("signature", "tags", "inputs", "outputs", "names", "opset", "converter")
 # format -> those of them that it has not got, and why.
 _UNUSED = {
@@ -15,6 +16,8 @@ _UNUSED = {
     "checkpoint": (("signature", "tags"), "a TensorFlow 1 checkpoint's graph has neither signatures nor tags"),
     "keras": (("signature", "tags", "outputs"), "a Keras model is served with all of its outputs"),
     "keras-hdf5": (("signature", "tags", "outputs"), "a Keras model is served with all of its outputs"),
+    "torchscript": (("signature", "tags", "outputs"), "a TorchScript module is served with all of a method's outputs"),
+    "torch-export": (("tags", "outputs"), "an exported program is served with all of its outputs"),
     "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
 }
 
@@ -29,5 +32,7 @@ def refuse_unused(form: str, settings: Settings, label: str) -> None:
         ConfigError: a parameter that the format has not got.
     """
     unused, why = _UNUSED.get(form, ((), ""))
+    if form != "torchscript" and (given := [name for name in _TORCHSCRIPT if getattr(settings, name)]):
+        raise ConfigError(f'{label}: parameter "{given[0]}" is set', "only a TorchScript module has it", "Remove it")
     if given := [name for name in unused if getattr(settings, name)]:
         raise ConfigError(f'{label}: parameter "{given[0]}" is set', why, "Remove it")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
-from unified_backend.formats.appearance import excerpt
+from unified_backend.formats.excerpts import excerpt
 from unified_backend.formats.wire import lean, mapped
 
 __all__ = ["DATA_TYPES", "message_class", "read_message", "shape_of", "triton_type"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import ConfigError, SourceError
-from unified_backend.formats.appearance import excerpt
 from unified_backend.formats.description import Description, as_asked, choice, telling
+from unified_backend.formats.excerpts import excerpt
 from unified_backend.formats.tflite_graph import Weights, operator_names, weights_of
 from unified_backend.formats.wire import Bytes, mapped
 from unified_backend.settings import Settings

@@ -25,6 +25,7 @@ class Toolchain:
         imports: modules that must import for the environment to be whole.
         formats: keys of `formats.FORMATS` that it converts.
         summary: what it holds, in words.
+        advice: what pip needs for it beside the usual index; empty if nothing.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Toolchain:
     imports: tuple[str, ...]
     formats: frozenset[str]
     summary: str
+    advice: str = ""
 
     @property
     def digest(self) -> str:
@@ -57,6 +59,16 @@ TOOLCHAINS = {
             ("tensorflow", "tf2onnx.tfonnx", "tf_keras", "keras", "ai_edge_litert.interpreter", "onnxsim"),
             frozenset({"savedmodel", "graphdef", "checkpoint", "keras-hdf5", "keras", "tflite"}),
             "TensorFlow 2.21, Keras 2 and 3, tf2onnx 1.17; 1.7 GB",
+        ),
+        Toolchain(
+            "torch",
+            Path(__file__).parent / "torch.lock",
+            "unified_backend.toolchains.workers.torch",
+            ("torch", "torch.onnx", "onnxscript", "onnxruntime", "onnxsim"),
+            frozenset({"torchscript", "torch-export"}),
+            "PyTorch 2.13 for CPUs, its exporters; 1 GB",
+            "On x86-64 PyTorch's builds for CPUs are in its own package index, and known here for Python 3.11: "
+            "add that index to pip's configuration",
         ),
     )
 }

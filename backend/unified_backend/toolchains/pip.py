@@ -133,7 +133,8 @@ def _advice(toolchain: Toolchain, wheelhouse: Path | None) -> str:
     """How a folder is filled and used."""
     folder = shlex.quote(str(wheelhouse)) if wheelhouse else "DIR"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return (
+    first = f"{toolchain.advice}. " if toolchain.advice else ""
+    return first + (
         f"{'Fill it' if wheelhouse else 'Where no index can be reached, fill a folder'} elsewhere, with a Python "
         f"{python}: `pip download --no-deps --dest {folder} --requirement {toolchain.lock}`, and run "
         f"`triton-unified toolchain install {toolchain.name} --wheelhouse {folder}`"

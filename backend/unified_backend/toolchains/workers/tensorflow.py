@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unified_backend.toolchains.workers.answering import answers, signature_of, write
+from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tensorflow_damage import damage_told
 from unified_backend.toolchains.workers.tensorflow_export import LARGE, Exported, export
 from unified_backend.toolchains.workers.tensorflow_keras import open_keras
 from unified_backend.toolchains.workers.tensorflow_lite import open_lite
 from unified_backend.toolchains.workers.tensorflow_options import check_opset, checked_ends, options_of
-from unified_backend.toolchains.workers.tensorflow_reference import answers, signature_of, write
 from unified_backend.toolchains.workers.tensorflow_saved_model import open_saved_model
 from unified_backend.toolchains.workers.tensorflow_session import open_checkpoint, open_graph_def
-from unified_backend.toolchains.workers.tensorflow_sources import Opened, first_line
+from unified_backend.toolchains.workers.tensorflow_sources import Opened
 
 __all__ = ["work"]
 

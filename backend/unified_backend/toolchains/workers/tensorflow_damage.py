@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import DamagedSourceError, UnifiedError
-from unified_backend.toolchains.workers.tensorflow_sources import first_line
+from unified_backend.toolchains.workers.messages import first_line
 
 __all__ = ["damage", "damage_told"]
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unified_backend.conversion.interface import publish
-from unified_backend.conversion.repair import repair, simplified, unknown_operators
+from unified_backend.conversion.repair import repair, unknown_operators
 from unified_backend.tensors import Signature
+from unified_backend.toolchains.workers.finishing import save, simplify
+from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tensorflow_graph import Ends, bind
-from unified_backend.toolchains.workers.tensorflow_sources import Frozen, first_line
+from unified_backend.toolchains.workers.tensorflow_sources import Frozen
 
 if TYPE_CHECKING:
     import onnx
@@ -75,13 +76,13 @@ def export(
         ranks,
     )
     try:
-        _save(model, data, folder)
+        save(model, data, folder)
     except Exception as error:  # noqa: BLE001 - onnx's checker raises several types, none of which says more
         (folder / "model.onnx").unlink(missing_ok=True)
         reason = f"; tf2onnx: {said.lines[0]}" if said.lines else ""
         return Exported(None, f"what tf2onnx wrote is no valid ONNX: {first_line(error)}{reason}", repairs)
     tell("simplifying")
-    return Exported("model.onnx", repairs=[*repairs, *_simplify(folder, bool(data))])
+    return Exported("model.onnx", repairs=[*repairs, *simplify(folder, bool(data))])
 
 
 def _converted(
@@ -126,72 +127,6 @@ def _keep_constants_where_they_are() -> None:
             update(self, *arguments, **options)
 
     Node.update_proto = update_but_constants
-
-
-def _save(model: onnx.ModelProto, data: Mapping[str, bytes], folder: Path) -> None:
-    """Write the model, its large tensors into one file beside it if it was exported so, and have it checked."""
-    import onnx
-    from onnx.external_data_helper import set_external_data
-
-    path = folder / "model.onnx"
-    if data:
-        with (folder / _DATA).open("wb") as file:
-            for tensor in _external(model, data):
-                values = data[tensor.external_data[0].value]
-                offset = file.tell()
-                file.write(values)
-                tensor.raw_data = b""
-                set_external_data(tensor, _DATA, offset=offset, length=len(values))
-                tensor.ClearField("raw_data")
-    path.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(str(path))
-
-
-def _simplify(folder: Path, external: bool) -> list[str]:
-    """Write the model simplified in place of what it was; what was done, or why it stays as it was.
-
-    Args:
-        external: its large tensors stay in a file beside it.
-    """
-    import onnx
-
-    path = folder / "model.onnx"
-    before = len(onnx.load(path, load_external_data=False).graph.node)
-    trial = folder / "simplified"
-    trial.mkdir()
-    try:
-        model = simplified(path)
-        _save(model, _taken_out(model) if external else {}, trial)
-        onnx.checker.check_model(str(trial / path.name), full_check=True)  # with the types and shapes of all tensors
-    except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its own code trips over
-        return [f"not simplified: {first_line(error)}"]
-    if len(model.graph.node) >= before:
-        return []
-    for file in trial.iterdir():
-        file.replace(folder / file.name)
-    return [f"simplified: {before} nodes before, {len(model.graph.node)} after"]
-
-
-def _taken_out(model: onnx.ModelProto) -> dict[str, bytes]:
-    """Take the large tensors' values out of the model: name -> bytes, as tf2onnx hands them over."""
-    from onnx import TensorProto, numpy_helper
-    from onnx.external_data_helper import set_external_data
-
-    data = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.STRING or math.prod(tensor.dims) < _LARGE_TENSOR:
-            continue
-        data[tensor.name] = numpy_helper.to_array(tensor).tobytes()
-        tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b""))
-        set_external_data(tensor, tensor.name)
-    return data
-
-
-def _external(model: onnx.ModelProto, data: Mapping[str, bytes]) -> list[onnx.TensorProto]:
-    from onnx.external_data_helper import _get_all_tensors
-
-    found = [tensor for tensor in _get_all_tensors(model) if tensor.external_data]
-    return [tensor for tensor in found if tensor.external_data[0].value in data]
 
 
 class _Said(logging.Handler):

@@ -13,7 +13,8 @@ import numpy as np
 from unified_backend.conversion.tflite_file import prepared
 from unified_backend.errors import ConversionError, UnifiedError
 from unified_backend.tensors import Array, TensorSpec
-from unified_backend.toolchains.workers.tensorflow_sources import Frozen, Opened, first_line, triton_dtype
+from unified_backend.toolchains.workers.messages import first_line
+from unified_backend.toolchains.workers.tensorflow_sources import Frozen, Opened, triton_dtype
 
 __all__ = ["open_lite"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from unified_backend.errors import ConversionError
 from unified_backend.tensors import Array, TensorSpec
+from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tensorflow_session import open_session
 from unified_backend.toolchains.workers.tensorflow_sources import (
     Frozen,
     Opened,
-    first_line,
     shape_of,
     tensor_from,
     to_array,

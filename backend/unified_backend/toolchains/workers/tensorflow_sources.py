@@ -12,7 +12,7 @@ import numpy as np
 from unified_backend.errors import ConversionError
 from unified_backend.tensors import Array, TensorSpec
 
-__all__ = ["TENSORFLOW_TYPES", "Frozen", "Opened", "first_line", "shape_of", "tensor_from", "to_array", "triton_dtype"]
+__all__ = ["TENSORFLOW_TYPES", "Frozen", "Opened", "shape_of", "tensor_from", "to_array", "triton_dtype"]
 
 # TensorFlow's names of element types -> Triton's.
 _TRITON = {
@@ -31,7 +31,6 @@ _TRITON = {
     "string": "STRING",
     "bfloat16": "BF16",
 }
-_NODE = "[[{{node"
 TENSORFLOW_TYPES = {triton: name for name, triton in _TRITON.items()}
 
 
@@ -118,16 +117,3 @@ def to_array(value: Any) -> Array:
     """What TensorFlow answered as NumPy holds it here: bfloat16 as its bits, strings as objects."""
     array = np.asarray(value)
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
-
-
-def first_line(error: BaseException) -> str:
-    """A framework's message without the trace and the advice that it adds.
-
-    Of what a graph met when it ran, TensorFlow first says where, in several lines; the reason stands before the node.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        reason = line.partition(_NODE)[0].strip()
-        if reason and (_NODE in line or following.startswith(_NODE)):
-            return reason[:300]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from unified_backend.errors import ConversionError
 from unified_backend.samples import from_file, recipes
 from unified_backend.tensors import Array, Signature, TensorSpec
-from unified_backend.toolchains.workers.tensorflow_sources import Opened, first_line
+from unified_backend.toolchains.workers.messages import first_line
 
 __all__ = ["Answered", "answers", "signature_of", "write"]
 
 _BATCHES = (1, 3)
 _TO_NCHW = (0, 3, 1, 2)
+
+
+class Opened(Protocol):
+    """A source in its own framework: what it knows of its inputs and outputs without a run, and how it is run.
+
+    Attributes:
+        words: strings that the model knows, to try it with.
+    """
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def words(self) -> tuple[str, ...]: ...
+    @property
+    def run(self) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """The framework's own answers to feeds under public names."""
 
 
 @dataclasses.dataclass(frozen=True)

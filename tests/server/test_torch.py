@@ -1,0 +1,93 @@
+"""PyTorch's models on the real server: zero-config where they tell their shapes, by config.pbtxt where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch_models
+from answers import assert_answers, framework_samples
+from helpers import Triton, mapped_files, start_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ZERO_CONFIG = ("classifier_traced.pt", "lstm_traced.pt", "transformer_traced.pt", "attention.pt2", "named.pt2")
+# As for Triton's own PyTorch backend: inputs by the number of the argument.
+SEVERAL = """backend: "unified"
+max_batch_size: 16
+input [
+  { name: "INPUT__0" data_type: TYPE_FP32 dims: [ 4 ] },
+  { name: "INPUT__1" data_type: TYPE_FP32 dims: [ 4 ] }
+]
+output [
+  { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ 4 ] },
+  { name: "OUTPUT__1" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }
+]
+"""
+PIXELS = """backend: "unified"
+max_batch_size: 8
+input [ { name: "image" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] } ]
+"""
+
+
+def name_of(file: str) -> str:
+    return file.replace(".", "_")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("torch") / "models"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Triton]:
+    folder.mkdir()
+    with start_server(folder, torch_models.toolchain_environment(), model_control_mode="explicit") as server:
+        for file in ZERO_CONFIG:
+            server.add_model(f"{name_of(file)}.unified", {"1/model": torch_models.path(file)})
+            server.load(f"{name_of(file)}.unified")
+        server.add_model("several", {"1/model.pt": torch_models.path("several_scripted.pt")}, SEVERAL)
+        server.add_model("pixels", {"1/model.pt": torch_models.path("pixels_scripted.pt")}, PIXELS)
+        server.add_model("unknown.unified", {"1/lstm.pt": torch_models.path("lstm_scripted.pt")})
+        yield server
+
+
+@pytest.mark.parametrize("file", ZERO_CONFIG)
+def test_a_model_that_tells_its_shapes_is_served_as_it_is(server: Triton, folder: Path, file: str):
+    model = f"{name_of(file)}.unified"
+    assert_answers(server, model, framework_samples(folder.parent / "cache", f"{model}/1"))
+
+
+def test_a_scripted_module_is_served_with_the_config_of_tritons_own_backend(server: Triton, folder: Path):
+    server.load("several")
+    (first, second) = framework_samples(folder.parent / "cache", "several/1")
+    for sample in (first, second):
+        answers = server.infer("several", dict(sample.feeds))
+        np.testing.assert_allclose(answers["OUTPUT__0"], sample.expected["OUTPUT__0"], atol=1e-5)
+
+
+def test_dimensions_that_the_config_leaves_open_stay_open(server: Triton):
+    server.load("pixels")
+    for height, width in ((48, 40), (33, 65)):
+        image = np.random.default_rng(1).integers(0, 255, (2, height, width, 3), np.uint8)
+        assert server.infer("pixels", {"image": image})["OUTPUT__0"].shape == (2, 4)
+
+
+def test_a_scripted_module_without_a_config_is_refused_with_the_lines_to_write(server: Triton):
+    reason = server.refusal_of("unknown.unified")
+    assert "the shape of x is not known" in reason
+    assert 'input [ { name: "x" data_type: TYPE_FP32' in reason
+
+
+def test_a_restarted_server_converts_nothing_and_loads_no_torch(server: Triton, folder: Path):
+    with start_server(folder, torch_models.toolchain_environment(), model_control_mode="explicit") as again:
+        again.load("lstm_traced_pt.unified")
+        again.load("several")
+        assert_answers(
+            again, "lstm_traced_pt.unified", framework_samples(folder.parent / "cache", "lstm_traced_pt.unified/1")
+        )
+        log, mapped = again.log_text(), mapped_files(again.running.pid)
+    assert "converting model=" not in log
+    assert not [path for path in mapped if "/torch/" in path]
