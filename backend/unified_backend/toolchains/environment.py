@@ -75,7 +75,9 @@ def require(toolchain: Toolchain, root: Path, mode: str, label: str) -> Path:
         raise ToolchainError(
             f"{label}: the toolchain {toolchain.name} is {'off' if mode == 'off' else 'not installed'}",
             f"TRITON_UNIFIED_TOOLCHAINS is {mode}",
-            f"Run `triton-unified toolchain install {toolchain.name}`, or set the variable to auto",
+            "Set the variable to installed or auto"
+            if python_of(toolchain, root)
+            else f"Run `triton-unified toolchain install {toolchain.name}`, or set the variable to auto",
         )
     logger.info("waiting model=%s for=toolchain name=%s", label, toolchain.name)
     try:
