@@ -12,7 +12,7 @@ import numpy as np
 from unified_backend.errors import ConfigError
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["FixedDims", "Recipe", "from_file", "recipes"]
+__all__ = ["FixedDims", "Recipe", "arrays_of", "from_file", "recipes"]
 
 FixedDims = Mapping[str, Mapping[int, int]]
 
@@ -22,6 +22,8 @@ _FREE_DIMENSIONS = (64, 48, 224, 16, 8, 320, 640, 1, 2)
 # Upper bounds of sample integers: below 100 is inside most vocabularies, 0 and 1 inside every one. The wide range comes
 # first: inputs of 0 and 1 alone make ill-conditioned sums (magika: 3e-3 between batch sizes, against 1e-7).
 _INTEGER_BOUNDS = (100, 2)
+
+_DO = "Save it with numpy.savez(path, **{input name: array}), without arrays of Python objects"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,21 @@ def recipes(signature: Signature, fixed: FixedDims, batch: int | None) -> Iterat
             yield from (Recipe(free, bound) for bound in (_INTEGER_BOUNDS if integers else _INTEGER_BOUNDS[:1]))
 
 
+def arrays_of(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz` file, by name.
+
+    Raises:
+        ConfigError: it is damaged, or holds more than arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        why = "it holds Python objects" if "pickle" in why else why
+        raise ConfigError(f"the sample {path.name} cannot be read", why, _DO) from None
+
+
 def from_file(path: Path, signature: Signature) -> dict[str, Array]:
     """The user's inputs in an `.npz` file: one array for each input, under its name.
 
@@ -89,19 +106,12 @@ def from_file(path: Path, signature: Signature) -> dict[str, Array]:
         ConfigError: the file is damaged, lacks an input, or has one of another type or shape.
     """
     names = ", ".join(spec.name for spec in signature.inputs)
-    do = "Save it with numpy.savez(path, **{input name: array}), without arrays of Python objects"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        why = "it holds Python objects" if "pickle" in why else why
-        raise ConfigError(f"the sample {path.name} cannot be read", why, do) from None
+    found = arrays_of(path)
     feeds = {}
     for spec in signature.inputs:
         if spec.name not in found:
             why = f"it holds {', '.join(found) or 'nothing'}, and the model's inputs are {names}"
-            raise ConfigError(f"the sample {path.name} has no array named {spec.name}", why, do)
+            raise ConfigError(f"the sample {path.name} has no array named {spec.name}", why, _DO)
         array = found[spec.name]
         if not _fits(array, spec):
             shape = "any shape" if spec.shape is None else str([_size(size) for size in spec.shape])

@@ -14,7 +14,7 @@ from helpers import Triton, mapped_files, start_server
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ZERO_CONFIG = ("classifier_traced.pt", "lstm_traced.pt", "transformer_traced.pt", "attention.pt2", "named.pt2")
-# As for Triton's own PyTorch backend: inputs by the number of the argument.
+# As for Triton's own PyTorch backend: tensors by their numbers.
 SEVERAL = """backend: "unified"
 max_batch_size: 16
 input [
@@ -22,8 +22,8 @@ input [
   { name: "INPUT__1" data_type: TYPE_FP32 dims: [ 4 ] }
 ]
 output [
-  { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ 4 ] },
-  { name: "OUTPUT__1" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }
+  { name: "scores__0" data_type: TYPE_FP32 dims: [ 4 ] },
+  { name: "best__1" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }
 ]
 """
 PIXELS = """backend: "unified"
@@ -49,6 +49,8 @@ def server(folder: Path) -> Iterator[Triton]:
             server.add_model(f"{name_of(file)}.unified", {"1/model": torch_models.path(file)})
             server.load(f"{name_of(file)}.unified")
         server.add_model("several", {"1/model.pt": torch_models.path("several_scripted.pt")}, SEVERAL)
+        server.add_model("traced", {"1/model.pt": torch_models.path("several_traced.pt")}, SEVERAL)
+        server.add_model("exported", {"1/model.pt2": torch_models.path("several.pt2")}, SEVERAL)
         server.add_model("pixels", {"1/model.pt": torch_models.path("pixels_scripted.pt")}, PIXELS)
         server.add_model("unknown.unified", {"1/lstm.pt": torch_models.path("lstm_scripted.pt")})
         yield server
@@ -60,12 +62,16 @@ def test_a_model_that_tells_its_shapes_is_served_as_it_is(server: Triton, folder
     assert_answers(server, model, framework_samples(folder.parent / "cache", f"{model}/1"))
 
 
-def test_a_scripted_module_is_served_with_the_config_of_tritons_own_backend(server: Triton, folder: Path):
-    server.load("several")
-    (first, second) = framework_samples(folder.parent / "cache", "several/1")
-    for sample in (first, second):
-        answers = server.infer("several", dict(sample.feeds))
-        np.testing.assert_allclose(answers["OUTPUT__0"], sample.expected["OUTPUT__0"], atol=1e-5)
+@pytest.mark.parametrize("model", ["several", "traced", "exported"])
+def test_a_model_is_served_with_the_config_of_tritons_own_backend(server: Triton, folder: Path, model: str):
+    server.load(model)
+    samples = framework_samples(folder.parent / "cache", f"{model}/1")
+    assert [sample.batch for sample in samples] == [1, 3]
+    for sample in samples:
+        assert set(sample.feeds) == {"INPUT__0", "INPUT__1"}
+        answers = server.infer(model, dict(sample.feeds))
+        np.testing.assert_allclose(answers["scores__0"], sample.expected["scores__0"], atol=1e-5)
+        np.testing.assert_array_equal(answers["best__1"].ravel(), sample.expected["best__1"])
 
 
 def test_dimensions_that_the_config_leaves_open_stay_open(server: Triton):

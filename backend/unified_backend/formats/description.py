@@ -28,6 +28,7 @@ class Description:
         facts: JSON values for people: every signature, operators and their counts, versions, quantisation.
         notes: a line each of what a user should know.
         unstated: inputs whose type and shape the file does not tell; see `forms.stated`.
+        numbered: inputs and outputs may be called `NAME__0`, by their numbers, in a config.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -37,6 +38,7 @@ class Description:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unstated: tuple[str, ...] = ()
+    numbered: bool = False
 
 
 def choice(parameter: str, value: str, command: str | None = None) -> str:
@@ -118,7 +120,7 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
         outputs=rename(description.outputs),
         # What had no other name in the graph has one now.
         inner={new.get(name, name): tensor for name, tensor in ({**own, **description.inner}).items()},
-        job={**description.job, **({"names": unknown} if unknown else {})},
+        job={**description.job, **({"names": {**description.job.get("names", {}), **unknown}} if unknown else {})},
     )
 
 

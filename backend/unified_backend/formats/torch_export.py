@@ -119,7 +119,7 @@ def _described(program: Mapping[str, Any], label: str) -> Description:
         "operators": dict(operators.most_common()),
     }
     job = {"program": program.get("name")}
-    return Description(tuple(inputs), (), {}, job, facts)
+    return Description(tuple(inputs), (), {}, job, facts, numbered=True)
 
 
 def _type(value: Mapping[str, Any], name: str, label: str) -> str:

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from unified_backend.errors import SourceError
+from unified_backend.errors import ConfigError, SourceError
 from unified_backend.formats.description import Description, renamed, tensor_shape
+from unified_backend.samples import arrays_of
 from unified_backend.settings import Settings
 from unified_backend.tensors import DATA_TYPES
 
 __all__ = ["stated"]
 
 _INDEXED = re.compile(r".+__(\d+)")  # of Triton's PyTorch backend: INPUT__0 is the first argument
+_TYPES = [row.triton for row in DATA_TYPES]
 _NUMPY = {np.dtype(row.numpy): row.triton for row in DATA_TYPES if row.triton not in ("BF16", "STRING")}
 
 
@@ -28,58 +30,72 @@ def stated(
 
     Before and after the config is completed the same is found, since what completes it comes from here.
 
+    Inputs and outputs that the config calls by their numbers, as for Triton's PyTorch backend, are served by its names.
+
     Raises:
-        ConfigError: the config has inputs that the model has not got.
+        ConfigError: a sample cannot be read, or a type is none of Triton's.
         SourceError: an input is left; shows the lines to write.
     """
-    if not description.unstated:
+    if not (description.unstated or description.numbered):
         return description
-    rows = list(config.get("input") or [])
     names = [spec.name for spec in description.inputs]
-    served = {_argument(str(row.get("name")), names): str(row.get("name")) for row in rows}
-    known = _by_parameter(settings) or _by_sample(samples, names)
-    known |= {name: _by_config(row, config) for name, row in zip(served, rows, strict=True) if name not in known}
-    missing = [name for name in description.unstated if name not in known]
-    if missing:
-        raise SourceError(
-            f"{label}: the shape of {', '.join(missing)} is not known",
-            "the model was saved without the types and shapes of its inputs",
-            f"Write them in config.pbtxt: max_batch_size: 8 {' '.join(map(_line, missing))}",
+    rows = [(_argument(str(row.get("name")), names), row) for row in config.get("input") or []]
+    inputs = description.inputs
+    if description.unstated:
+        known = {name: _by_config(row, config) for name, row in rows}
+        known |= _by_parameter(settings, label) or _by_sample(samples, names)
+        if missing := [name for name in description.unstated if name not in known]:
+            raise SourceError(
+                f"{label}: the shape of {', '.join(missing)} is not known",
+                "the model was saved without the types and shapes of its inputs",
+                f"Write them in config.pbtxt: max_batch_size: 8 {' '.join(map(_line, missing))}",
+            )
+        inputs = tuple(
+            dataclasses.replace(spec, dtype=known[spec.name][0], shape=known[spec.name][1])
+            if spec.name in description.unstated
+            else spec
+            for spec in inputs
         )
-    inputs = tuple(
-        dataclasses.replace(spec, dtype=known[spec.name][0], shape=known[spec.name][1])
-        if spec.name in description.unstated
-        else spec
-        for spec in description.inputs
-    )
     whole = dataclasses.replace(description, inputs=inputs, unstated=())
-    other = tuple((name, mine) for name, mine in served.items() if name in names and name != mine)
-    return renamed(whole, other, label) if other else whole
+    other = [(name, str(row.get("name"))) for name, row in rows if name in names and name != row.get("name")]
+    outputs = [str(row.get("name")) for row in config.get("output") or []]
+    numbers = [(match[1], name) for name in outputs if (match := _INDEXED.fullmatch(name))]
+    other += [(f"OUTPUT__{number}", name) for number, name in numbers if name != f"OUTPUT__{number}"]
+    return renamed(whole, tuple(other), label)
 
 
 _Stated = tuple[str, tuple[int | None, ...] | None]
 
 
-def _by_parameter(settings: Settings) -> dict[str, _Stated]:
-    """`x[1,3,224,224]:FP32`; FP32 where no type follows."""
+def _by_parameter(settings: Settings, label: str) -> dict[str, _Stated]:
+    """`x[1,3,224,224]:FP32`; FP32 where no type follows.
+
+    Raises:
+        ConfigError: there is no such type.
+    """
     found: dict[str, _Stated] = {}
     for text in settings.inputs:
         shaped, _, dtype = text.rpartition("]:")
         name, shape = tensor_shape(f"{shaped}]" if shaped else text)
+        dtype = dtype.strip().upper() if shaped else "FP32"
+        if dtype not in _TYPES:
+            raise ConfigError(
+                f'{label}: parameter "inputs" gives {name} the type {dtype}',
+                f"Triton's types are {', '.join(_TYPES)}",
+                "Choose one of these",
+            )
         if shape is not None:
-            found[name] = (dtype.strip().upper() if shaped else "FP32", shape)
+            found[name] = (dtype, shape)
     return found
 
 
 def _by_sample(paths: Sequence[Path], names: Sequence[str]) -> dict[str, _Stated]:
     """Of the first sample: its arrays' types and shapes; the first dimension is taken to be the batch."""
     for path in paths[:1]:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in names if name in arrays.files}
         return {
             name: ("STRING" if array.dtype.kind in "SU" else _NUMPY[array.dtype], (None, *array.shape[1:]))
-            for name, array in found.items()
-            if array.dtype.kind in "SU" or array.dtype in _NUMPY
+            for name, array in arrays_of(path).items()
+            if name in names and (array.dtype.kind in "SU" or array.dtype in _NUMPY)
         }
     return {}
 

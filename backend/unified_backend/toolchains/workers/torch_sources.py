@@ -76,7 +76,7 @@ def _open_script(job: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Opene
     ways: dict[str, str] = {}
 
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        found = leaves(answer([tensor_from(feeds[spec.name], spec) for spec in specs]))
+        found = leaves(answer([tensor_from(feeds[spec.name], spec) for spec in specs]), job.get("names") or {})
         ways.update({name: way for name, (way, _) in found.items()})
         return _arrays(found)
 
@@ -113,7 +113,7 @@ def _open_program(job: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Open
 
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
         given = [tensor_from(feeds[spec.name], spec) for spec in specs]
-        return _arrays(leaves(_with_arguments(program, module, given)))
+        return _arrays(leaves(_with_arguments(program, module, given), job.get("names") or {}))
 
     def export(asked: Asked) -> None:
         _export_program(program, asked)

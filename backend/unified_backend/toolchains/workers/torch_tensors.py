@@ -54,12 +54,15 @@ def triton_dtype(name: str, tensor: Any) -> str:
     return _TRITON[dtype]
 
 
-def leaves(value: Any) -> dict[str, tuple[str, Any]]:
+def leaves(value: Any, renamed: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
     """The tensors in what a model answers: name -> the way to it from `o`, and the tensor.
 
     A dictionary's have their keys' names and a named tuple's their fields'; of others it is `OUTPUT__0`, `OUTPUT__1`,
     ..., as Triton's PyTorch backend calls them. Tensors deeper down have the names on their way, joined by `_`. None
     is left out.
+
+    Args:
+        renamed: name -> the one it is served under, if another.
 
     Raises:
         ConversionError: there is something else in it, or no tensor.
@@ -70,6 +73,7 @@ def leaves(value: Any) -> dict[str, tuple[str, Any]]:
             name = "_".join(map(str, names))
         else:
             name = "_".join(["OUTPUT_", str(names[0] if names else 0), *map(str, names[1:])])
+        name = renamed.get(name, name)
         while name in found:
             name += "_"
         found[name] = (way, tensor)

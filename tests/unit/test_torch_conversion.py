@@ -247,3 +247,14 @@ def test_a_truncated_archive_is_said_to_be_one(tmp_path):
     done = command(tmp_path, "inspect", tmp_path / "cut.pt")
     assert done.returncode == 1
     assert "cut.pt is a truncated PyTorch archive" in done.stderr
+
+
+def test_a_type_that_triton_has_not_got_and_a_damaged_sample_are_named(tmp_path):
+    code, log = convert(tmp_path, torch_models.path("lstm_scripted.pt"), "--inputs", "x[-1,7,6]:FLOAT")
+    assert code == 2, log
+    assert 'parameter "inputs" gives x the type FLOAT' in log
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "cut.npz").write_bytes(b"PK\x03\x04 cut")
+    code, log = convert(tmp_path, torch_models.path("lstm_scripted.pt"), "--samples", str(tmp_path / "samples"))
+    assert code == 2, log
+    assert "cut.npz cannot be read" in log
