@@ -81,7 +81,7 @@ BAD = {
         ["a Git LFS pointer", "run `git lfs pull`"],
     ),
     "zip": (zipped(), ["a zip archive", NO_MODEL]),
-    "pickle": (b"\x80\x04\x95\x10" + bytes(40), ["a Python pickle, which is never loaded", NO_MODEL]),
+    "pickle": (b"\x80\x04\x95\x10" + bytes(40), ["a Python pickle; it is never loaded", NO_MODEL]),
     "truncated": (
         weighty().SerializeToString()[:9000],
         ["weights is a truncated ONNX file", "the file ends after 9000", "Copy it again"],
