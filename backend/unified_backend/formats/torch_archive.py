@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -77,6 +78,13 @@ def kind_of(path: Path) -> str | None:
     Raises:
         SourceError: it begins as one of PyTorch's archives and ends too early.
     """
+    stat = path.stat()
+    return _kind_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(64)
+def _kind_of(path: Path, length: int, mtime: int, inode: int) -> str | None:
+    """Asked once by each of several formats: the arguments beside the path tell one state of the file from another."""
     with path.open("rb") as file:
         head = file.read(256)
         if not head.startswith(b"PK\x03\x04"):
@@ -95,7 +103,8 @@ def kind_of(path: Path) -> str | None:
                 names = archive.namelist()
         except (*DAMAGE, zlib.error):
             return None
-    inside = [name.removeprefix(_root(names)) for name in names]
+    root = _root(names)
+    inside = [name.removeprefix(root) for name in names]
     if any(name.startswith("data/aotinductor/") for name in inside):
         return "aotinductor"
     if "serialized_exported_program.json" in names or any(
