@@ -1,6 +1,6 @@
-"""Whether the rest of a source is whole: what no description needs, and its own checksums and lengths can tell of.
+"""Whether the rest of a source is whole, which no description needs: by its own checksums and lengths, and for code.
 
-A load leaves that to whoever reads it next, for it would read every weight.
+A load whose conversion is in the cache never asks, for it would read the whole file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from unified_backend.formats import Source
 from unified_backend.formats.checkpoint import META
 from unified_backend.formats.keras_archive import check_members
 from unified_backend.formats.table import rows_of
+from unified_backend.formats.torch_code import refuse_code as refuse_code_in_archive
 from unified_backend.formats.wire import VARINT, fields, varint
 
-__all__ = ["check"]
+__all__ = ["check", "refuse_code"]
 
+_TORCH = ("torchscript", "torch-export")
 _INDEX = ".index"
 _MOST_INDEX = 64 * 2**20  # bytes; one of 100,000 variables has 10 MB
 _SHARDS, _SHARD, _OFFSET, _SIZE = 1, 3, 4, 5  # fields of BundleHeaderProto and BundleEntryProto
@@ -29,8 +31,9 @@ def check(source: Source) -> tuple[str, ...]:
         a line each of what was too large to be read.
 
     Raises:
-        SourceError: a file is damaged.
+        SourceError: a file is damaged, or holds code that is not the model's.
     """
+    refuse_code(source)
     if source.format == "keras":
         return check_members(source.path)
     if source.format == "savedmodel":
@@ -38,6 +41,16 @@ def check(source: Source) -> tuple[str, ...]:
     if source.format == "checkpoint":
         _check_weights(source, source.path.with_name(source.path.name.removesuffix(META) + _INDEX))
     return ()
+
+
+def refuse_code(source: Source) -> None:
+    """Look for code in places where the source framework would run it.
+
+    Raises:
+        SourceError: there is some.
+    """
+    if source.format in _TORCH:
+        refuse_code_in_archive(source.path)
 
 
 def _check_weights(source: Source, index: Path) -> None:

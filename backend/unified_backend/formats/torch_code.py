@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from unified_backend.errors import SourceError
 from unified_backend.formats.pickles import imports
-from unified_backend.formats.torch_archive import TorchArchive
+from unified_backend.formats.torch_archive import TorchArchive, opened
 
-__all__ = ["code_in", "code_in_program"]
+__all__ = ["refuse_code"]
 
 # `module name` that tensors, modules of TorchScript and lists of them are made by.
 _NAMES = re.compile(
@@ -26,6 +29,7 @@ _NAMES = re.compile(
     r"|torch (\w+Storage|Size|device|b?float\w*|u?int\w*|bool|complex\w*|strided)"
     r"|collections OrderedDict"
 )
+_PROGRAM = re.compile(r"models/.+\.json|serialized_exported_program\.json")
 _TARGETS = re.compile(
     r"torch\.ops\.\w+\.\w+\.\w+|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\.ops\.higher_order\.\w+"
 )
@@ -57,13 +61,29 @@ _NODES = (
 )
 
 
-def code_in(archive: TorchArchive) -> Iterator[str]:
+def refuse_code(path: Path) -> None:
+    """Look through everything in one of PyTorch's archives that loading it there would run.
+
+    Raises:
+        SourceError: there is what PyTorch itself never writes; or the archive is damaged.
+    """
+    with opened(path) as archive:
+        if found := next(_code_in(archive), None):
+            raise SourceError(
+                f"{path.name} holds code that is not the model's", found, "Do not load it: PyTorch wrote no such file"
+            )
+
+
+def _code_in(archive: TorchArchive) -> Iterator[str]:
     """Each place in an archive that would run something, in words.
 
     Raises:
-        ValueError: a pickle ends too early.
+        ValueError: a pickle ends too early, or a program is no JSON.
     """
     for name in archive.names:
+        if _PROGRAM.fullmatch(name):
+            yield from _in_program(json.loads(archive.read(name)))
+            continue
         head = archive.head(name)
         if name.endswith((".pkl", ".debug_pkl")) or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04")):
             yield from _in_pickle(name, archive.read(name))
@@ -71,7 +91,7 @@ def code_in(archive: TorchArchive) -> Iterator[str]:
             yield from _in_zip(name, archive.read(name))
 
 
-def code_in_program(value: Any) -> Iterator[str]:
+def _in_program(value: Any) -> Iterator[str]:
     """Each place in an exported program's JSON that would run something, in words."""
     waiting = [value]
     while waiting:

@@ -6,14 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import SourceError
 from unified_backend.formats.description import Description, as_asked
 from unified_backend.formats.torch_archive import TorchArchive, kind_of, opened
-from unified_backend.formats.torch_code import code_in, code_in_program
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
@@ -61,12 +59,6 @@ class TorchExport:
         """
         with opened(path) as archive:
             program = _program(archive, settings.signature, label)
-            if found := next(chain(code_in(archive), code_in_program(program)), None):
-                raise SourceError(
-                    f"{path.name} holds code that is not the model's",
-                    found,
-                    "Do not load it: PyTorch wrote no such file",
-                )
         try:
             described = _described(program, label)
         except (KeyError, TypeError, AttributeError) as error:

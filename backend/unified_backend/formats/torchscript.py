@@ -11,7 +11,7 @@ from unified_backend.errors import ConfigError, SourceError
 from unified_backend.formats.description import Description, renamed
 from unified_backend.formats.pickles import Tensor, imports, tensors
 from unified_backend.formats.torch_archive import TorchArchive, kind_of, opened
-from unified_backend.formats.torch_code import code_in
+from unified_backend.formats.torch_code import refuse_code
 from unified_backend.formats.torchscript_code import Argument, Method, methods
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
@@ -47,13 +47,17 @@ class TorchScript:
         """What the code says of the chosen method; types and shapes where the model was traced.
 
         Raises:
-            SourceError: it is damaged, names code outside itself, or takes what cannot be served.
+            SourceError: it is damaged, or takes what cannot be served.
             ConfigError: a parameter names what the model has not got.
         """
         with opened(path) as archive:
-            module, name = _root_class(archive, path)
-            found = _methods(archive, module, name, path)
-            traced = _traced(archive)
+            try:
+                module, name = _root_class(archive)
+                found = _methods(archive, module, name, path)
+                traced = _traced(archive)
+            except ValueError:
+                refuse_code(path)  # what stands there instead may be worse than damage
+                raise
             facts = _facts(archive, name, found, traced)
         key = settings.method or _DEFAULT
         if key not in found:
@@ -68,16 +72,12 @@ class TorchScript:
         return renamed(described, settings.names, label)
 
 
-def _root_class(archive: TorchArchive, path: Path) -> tuple[str, str]:
-    """Module and name of the class of the whole model, once every pickle is seen to name nothing from outside.
+def _root_class(archive: TorchArchive) -> tuple[str, str]:
+    """Module and name of the class of the whole model.
 
     Raises:
-        SourceError: one does: loading it must not run what it names.
+        ValueError: there is none.
     """
-    if found := next(code_in(archive), None):
-        raise SourceError(
-            f"{path.name} holds code that is not the model's", found, "Do not load it: PyTorch wrote no such file"
-        )
     first = next((each for each in imports(archive.read("data.pkl")) if each.startswith("__torch__")), "")
     if not first:
         raise ValueError("data.pkl names no class")

@@ -15,6 +15,7 @@ from unified_backend.conversion.batch import free_batch
 from unified_backend.conversion.normalise import normalise
 from unified_backend.engines import Canonical, Runner
 from unified_backend.errors import ConversionError, SourceError
+from unified_backend.formats.integrity import refuse_code
 from unified_backend.formats.onnx import read_model
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.reference import Reference
@@ -109,6 +110,7 @@ def conversion(foreign: Foreign, toolchain: Toolchain, lookup: Lookup, required:
     job = convert.job_of(foreign.source, foreign.description, foreign.settings, foreign.fixed)
 
     def make(folder: Path) -> dict[str, Any]:
+        refuse_code(foreign.source)
         python = environment.require(toolchain, toolchain_directory(), toolchain_mode(), foreign.source.label)
         samples = [path for path, _ in foreign.samples]
         return convert.convert(foreign.source, job, samples, toolchain, python, foreign.settings, folder)
