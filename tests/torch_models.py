@@ -5,15 +5,11 @@ A helper for tests, and the script that it runs with the toolchain's own Python:
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-__all__ = ["path", "toolchain_environment", "toolchain_python"]
+__all__ = ["path"]
 
 SEED = 7
 
@@ -24,48 +20,9 @@ def path(name: str) -> Path:
     Args:
         name: `lstm_traced.pt`, `lstm_scripted.pt`, `lstm.pt2`, ...
     """
-    found = _made() / name
-    assert found.exists(), f"there is no made model {name}, but {sorted(each.name for each in _made().iterdir())}"
-    return found
+    from made_models import folder_of, model  # not for the script
 
-
-@functools.cache
-def toolchain_python() -> Path:
-    """The Python of the torch toolchain, which is installed into the user's cache directory if it is not there."""
-    import platformdirs
-    from unified_backend.toolchains import environment
-    from unified_backend.toolchains.catalogue import TOOLCHAINS
-
-    root = platformdirs.user_cache_path("triton-unified") / "toolchains"
-    return environment.require(TOOLCHAINS["torch"], root, "auto", "tests")
-
-
-def toolchain_environment() -> dict[str, str]:
-    """Variables for a process that converts with that toolchain, whatever its cache is."""
-    return {
-        "TRITON_UNIFIED_TOOLCHAINS": "installed",
-        "TRITON_UNIFIED_TOOLCHAIN_DIR": str(toolchain_python().parent.parent.parent),
-    }
-
-
-@functools.cache
-def _made() -> Path:
-    import platformdirs
-    from filelock import FileLock
-    from unified_backend.toolchains.catalogue import TOOLCHAINS
-
-    digest = hashlib.sha256(Path(__file__).read_bytes() + TOOLCHAINS["torch"].digest.encode()).hexdigest()[:16]
-    folder = platformdirs.user_cache_path("triton-unified") / "made-models"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / digest
-    with FileLock(folder / f"{digest}.lock"):
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                command = [str(toolchain_python()), str(Path(__file__)), f"{scratch}/made"]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"the models were not made: {done.stderr[-4000:]}"
-                Path(scratch, "made").rename(target)
-    return target
+    return model(folder_of(Path(__file__), "torch"), name)
 
 
 def make(folder: Path) -> None:

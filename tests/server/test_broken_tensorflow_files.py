@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import made_models
 import numpy as np
 import pytest
 import real_models
 import tensorflow_models
 from helpers import UNIFIED, Triton, doubling_onnx, start_server
-from tensorflow_models import toolchain_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -220,7 +220,9 @@ def test_broken_models_that_reach_tensorflow_are_refused_too_and_leave_nothing(t
     chosen = [name for name in damage if name.split("-")[2] in ("net", "lstm", "graph")][::3]
     kept = ("lambda-hdf5", "lambda-keras", "no-variables", "deep")
     models = {**{name: damage[name] for name in chosen}, **{name: never[name] for name in kept}}
-    with start_server(tmp_path / "models", toolchain_environment(), model_control_mode="explicit") as server:
+    with start_server(
+        tmp_path / "models", made_models.toolchain_environment("tensorflow"), model_control_mode="explicit"
+    ) as server:
         add(server, models)
         found = outcomes(server, list(models))
         assert_told(found)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import made_models
 import numpy as np
 import pytest
 import real_models
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Triton]:
     with start_server(
-        folder / "models", tensorflow_models.toolchain_environment(), model_control_mode="explicit"
+        folder / "models", made_models.toolchain_environment("tensorflow"), model_control_mode="explicit"
     ) as server:
         yield server
 
@@ -77,7 +78,7 @@ def test_an_option_that_the_converter_has_not_got_is_refused_with_those_it_has(s
 def test_a_conversion_ends_with_its_server(tmp_path: Path):
     """Asked to end, Triton waits for what is being loaded; killed, as by a supervisor after that, it takes it along."""
     (tmp_path / "models").mkdir()
-    environment = tensorflow_models.toolchain_environment()
+    environment = made_models.toolchain_environment("tensorflow")
     with start_server(tmp_path / "models", environment, model_control_mode="explicit") as server:
         server.add_model("pitch", {"1/nmp": real_models.path("basic-pitch", SAVED_MODEL)}, UNIFIED)
         threading.Thread(target=server.refusal_of, args=["pitch"], daemon=True).start()  # it may never be answered

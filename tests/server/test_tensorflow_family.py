@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import made_models
 import numpy as np
 import pytest
 import real_models
@@ -86,7 +87,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def converted(repository: Path) -> Iterator[Family]:
     """All of them by way of the toolchain, as many at once as there are cores: two frameworks at work."""
-    environment = tensorflow_models.toolchain_environment()
+    environment = made_models.toolchain_environment("tensorflow")
     with start_server(repository, environment, model_control_mode="explicit") as server:
         yield Family(server, loaded(server, MODELS, 2))
 
@@ -169,7 +170,9 @@ def test_the_log_says_which_way_was_taken_and_what_it_was_compared_with(converte
 def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model_within_a_second(
     converted: Family, repository: Path
 ):
-    with start_server(repository, tensorflow_models.toolchain_environment(), model_control_mode="explicit") as again:
+    with start_server(
+        repository, made_models.toolchain_environment("tensorflow"), model_control_mode="explicit"
+    ) as again:
         assert loaded(again, MODELS, 3) == dict.fromkeys(MODELS, "")
         log, mapped = again.log_text(), mapped_files(again.running.pid)
         lines = {name: line(again, "loaded", name) for name in MODELS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import made_models
 import numpy as np
 import pytest
 import torch_models
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Triton]:
     folder.mkdir()
-    with start_server(folder, torch_models.toolchain_environment(), model_control_mode="explicit") as server:
+    with start_server(folder, made_models.toolchain_environment("torch"), model_control_mode="explicit") as server:
         for file in ZERO_CONFIG:
             server.add_model(f"{name_of(file)}.unified", {"1/model": torch_models.path(file)})
             server.load(f"{name_of(file)}.unified")
@@ -88,7 +89,7 @@ def test_a_scripted_module_without_a_config_is_refused_with_the_lines_to_write(s
 
 
 def test_a_restarted_server_converts_nothing_and_loads_no_torch(server: Triton, folder: Path):
-    with start_server(folder, torch_models.toolchain_environment(), model_control_mode="explicit") as again:
+    with start_server(folder, made_models.toolchain_environment("torch"), model_control_mode="explicit") as again:
         again.load("lstm_traced_pt.unified")
         again.load("several")
         assert_answers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import made_models
 import numpy as np
 import onnxruntime
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 def convert(home: Path, source: Path, *options: str) -> tuple[int, str, str]:
     """Exit code, standard output, standard error; the result is in `home/out`."""
     done = command(
-        home, "convert", source, "--out", home / "out", *options, env=tensorflow_models.toolchain_environment()
+        home, "convert", source, "--out", home / "out", *options, env=made_models.toolchain_environment("tensorflow")
     )
     return done.returncode, done.stdout, done.stderr
 

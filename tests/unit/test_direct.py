@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import made_models
 import numpy as np
 import pytest
 import real_models
@@ -94,7 +95,7 @@ def test_samples_of_the_user_are_what_two_engines_are_compared_on(tmp_path):
 def test_explain_tells_of_the_way_that_a_load_took(tmp_path):
     """A conversion that failed is remembered, and the file is served as it is."""
     model = dropped(tmp_path, real_models.path("fer", "data/emotion_model_quantized.tflite"))
-    environment = tensorflow_models.toolchain_environment()
+    environment = made_models.toolchain_environment("tensorflow")
     assert command(tmp_path, "check", model, env=environment).returncode == 0
     entries = printed(tmp_path, "cache", "explain", model, env=environment)["entries"]
     assert [(entry["name"], entry["state"]) for entry in entries] == [
@@ -105,7 +106,7 @@ def test_explain_tells_of_the_way_that_a_load_took(tmp_path):
 
 def test_explain_names_the_engine_that_the_parameter_names(tmp_path):
     model = dropped(tmp_path, "two_heads.keras", engine="openvino")
-    environment = tensorflow_models.toolchain_environment()
+    environment = made_models.toolchain_environment("tensorflow")
     assert command(tmp_path, "check", model, env=environment).returncode == 0
     entries = printed(tmp_path, "cache", "explain", model, env=environment)["entries"]
     assert [entry["name"] for entry in entries] == ["conversion", "canonical", "batching", "engine openvino"]
@@ -127,7 +128,7 @@ def test_weights_that_tensorflow_finds_damaged_are_served_by_no_engine(tmp_path,
     (weights,) = (model / "1" / "variables").glob("*.data-*")
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2] + bytes(64) + content[len(content) // 2 + 64 :])
-    done = command(tmp_path, "check", model, env=tensorflow_models.toolchain_environment())
+    done = command(tmp_path, "check", model, env=made_models.toolchain_environment("tensorflow"))
     assert done.returncode == 1
     assert "variables/variables.data-00000-of-00001 is damaged" in done.stderr
     assert "Copy it again completely" in done.stderr

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import made_models
 import pytest
 import tensorflow_models
 from commands import COMMAND, command, tree
@@ -17,7 +18,7 @@ from test_toolchain_jobs import wait_until
 
 def environment(home: Path) -> dict[str, str]:
     given = {"PATH": "/usr/bin:/bin", "HOME": str(home), "TRITON_UNIFIED_CACHE": str(home / "cache")}
-    return {**given, **tensorflow_models.toolchain_environment()}
+    return {**given, **made_models.toolchain_environment("tensorflow")}
 
 
 def hears_interrupts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import made_models
 import pytest
 import tensorflow_models
 from unified_backend.conversion.convert import convert, job_of
@@ -86,4 +87,4 @@ def converted(form: str, path: Path, out: Path) -> None:
     out.mkdir()
     source, settings = Source("made/1", form, path, (path,)), Settings()
     job = job_of(source, FORMATS[form].describe(path, settings, "made/1"), settings, {})
-    convert(source, job, (), TOOLCHAINS["tensorflow"], tensorflow_models.toolchain_python(), settings, out)
+    convert(source, job, (), TOOLCHAINS["tensorflow"], made_models.toolchain_python("tensorflow"), settings, out)

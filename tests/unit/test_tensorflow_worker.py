@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import made_models
 import numpy as np
 import onnx
 import onnxruntime
@@ -87,7 +88,7 @@ def run(tmp_path):
         job = job_of(source, described, settings, {})
         folder = tmp_path / "out"
         folder.mkdir()
-        python = tensorflow_models.toolchain_python()
+        python = made_models.toolchain_python("tensorflow")
         result = convert(source, job, samples, TOOLCHAINS["tensorflow"], python, settings, folder)
         return Result(result, folder, read_samples(folder, result["samples"]))
 
@@ -227,7 +228,7 @@ def test_the_memory_of_a_conversion_is_a_few_times_that_of_the_weights(run, tmp_
         signature = tf.function(call, input_signature=[tf.TensorSpec([None], tf.int32, "ids")])
         tf.saved_model.save(module, sys.argv[1], signatures=signature)
     """
-    subprocess.run([tensorflow_models.toolchain_python(), "-c", script, tmp_path / "large"], check=True)
+    subprocess.run([made_models.toolchain_python("tensorflow"), "-c", script, tmp_path / "large"], check=True)
     result = run("savedmodel", tmp_path / "large" / "saved_model.pb")
     assert result.worker["files"] == ["model.onnx.data"]
     assert result.worker["peak_rss_mb"] < 2500
@@ -342,7 +343,7 @@ def test_the_value_of_every_option_is_checked():
         print(json.dumps([said, read]))
     """
     package = Path(unified_backend.__file__).parent.parent
-    command = [tensorflow_models.toolchain_python(), "-c", script, package, json.dumps([WRONG, RIGHT])]
+    command = [made_models.toolchain_python("tensorflow"), "-c", script, package, json.dumps([WRONG, RIGHT])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said, read = json.loads(done.stdout)

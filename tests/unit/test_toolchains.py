@@ -13,8 +13,8 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import made_models
 import pytest
-import tensorflow_models
 from commands import command, printed
 from unified_backend import hosts
 from unified_backend.errors import ToolchainError
@@ -203,7 +203,7 @@ def test_one_that_is_whole_is_not_installed_again(tmp_path, caplog):
 @pytest.mark.slow
 def test_the_commands_tell_a_damaged_one(tmp_path):
     """The real one, as links, of which one is taken away."""
-    whole = tensorflow_models.toolchain_python().parent.parent
+    whole = made_models.toolchain_python("tensorflow").parent.parent
     (tmp_path / "empty").mkdir()
     folder = tmp_path / "cache" / "toolchains" / whole.name
     (site,) = whole.glob("lib/*/site-packages")

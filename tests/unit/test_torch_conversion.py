@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import made_models
 import numpy as np
 import onnxruntime
 import pytest
@@ -42,7 +43,9 @@ def changed(source: Path, target: Path, change: dict[str, bytes]) -> Path:
 
 
 def convert(home: Path, source: Path, *options: str) -> tuple[int, str]:
-    done = command(home, "convert", source, "--out", home / "out", *options, env=torch_models.toolchain_environment())
+    done = command(
+        home, "convert", source, "--out", home / "out", *options, env=made_models.toolchain_environment("torch")
+    )
     return done.returncode, done.stderr
 
 

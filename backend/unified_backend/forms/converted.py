@@ -27,7 +27,7 @@ from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import Toolchain
 from unified_backend.verification import read_samples
 
-__all__ = ["Converted", "canonical_of_conversion", "conversion", "converted", "key_of_conversion", "key_of_converted"]
+__all__ = ["Converted", "conversion", "converted", "key_of_conversion", "key_of_converted"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +48,10 @@ class Converted:
     facts: Mapping[str, Any]
     conversion: Mapping[str, Any]
 
-
-def canonical_of_conversion(
-    foreign: Foreign,
-    toolchain: Toolchain,
-    lookup: Lookup,
-    reference: Reference,
-    required: bool = False,
-    tried: Sequence[str] = (),
-) -> Canonical:
-    """The canonical ONNX model; see `converted`."""
-    made = converted(foreign, toolchain, lookup, reference, required, tried)
-    signature = Signature.from_json(made.facts["signature"])
-    return Canonical(foreign.source.label, made.path, made.digest, signature, tuple(made.facts["notes"]))
+    def canonical(self, label: str) -> Canonical:
+        """The canonical ONNX model."""
+        signature = Signature.from_json(self.facts["signature"])
+        return Canonical(label, self.path, self.digest, signature, tuple(self.facts["notes"]))
 
 
 def converted(

@@ -21,7 +21,7 @@ from unified_backend.errors import (
     UnifiedError,
     VerificationError,
 )
-from unified_backend.forms.converted import canonical_of_conversion
+from unified_backend.forms.converted import converted
 from unified_backend.forms.direct import direct
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.reference import ENGINES, Reference
@@ -122,7 +122,7 @@ def _form(
     tried: Sequence[str] = (),
 ) -> Canonical:
     if isinstance(way, Toolchain):
-        return canonical_of_conversion(foreign, way, lookup, reference, required, tried)
+        return converted(foreign, way, lookup, reference, required, tried).canonical(foreign.source.label)
     return direct(foreign, way, lookup, required, tried)
 
 

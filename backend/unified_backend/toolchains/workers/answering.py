@@ -14,7 +14,7 @@ from unified_backend.samples import from_file, recipes
 from unified_backend.tensors import Array, Signature, TensorSpec
 from unified_backend.toolchains.workers.messages import first_line
 
-__all__ = ["Answered", "answers", "signature_of", "write"]
+__all__ = ["Answered", "Answers", "answers", "signature_of", "write"]
 
 _BATCHES = (1, 3)
 _TO_NCHW = (0, 3, 1, 2)
@@ -47,6 +47,20 @@ class Answered:
     outputs: Mapping[str, Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """All samples and what was seen on the way.
+
+    Attributes:
+        notes: for the user.
+        unsteady: outputs that differ when the framework runs twice on the same input.
+    """
+
+    samples: list[Answered]
+    notes: list[str]
+    unsteady: list[str]
+
+
 def signature_of(job: Mapping[str, Any], opened: Opened) -> Signature:
     """What the job says of the inputs, completed by what the framework knows; the outputs are the framework's."""
     known = {spec.name: spec for spec in opened.inputs}
@@ -59,13 +73,10 @@ def signature_of(job: Mapping[str, Any], opened: Opened) -> Signature:
     return Signature(tuple(inputs), opened.outputs)
 
 
-def answers(job: Mapping[str, Any], opened: Opened) -> tuple[list[Answered], list[str]]:
+def answers(job: Mapping[str, Any], opened: Opened) -> Answers:
     """The framework's answers to the user's samples, or else to seeded ones.
 
     Seeded inputs are at batch 1 and 3 where every input has an open first dimension.
-
-    Returns:
-        the samples; notes for the user.
 
     Raises:
         ConfigError: a sample of the user's does not fit the model.
@@ -81,9 +92,7 @@ def answers(job: Mapping[str, Any], opened: Opened) -> tuple[list[Answered], lis
         found, notes = _seeded(job, signature, batched, opened)
     again = opened.run(found[0].inputs)
     unsteady = [name for name, array in found[0].outputs.items() if not _same(array, again[name])]
-    if unsteady:
-        notes.append(f"{', '.join(unsteady)} differ when the framework runs twice on the same input: random by design")
-    return found, notes
+    return Answers(found, notes, unsteady)
 
 
 def write(found: Sequence[Answered], folder: Path, nchw: Sequence[str]) -> list[dict[str, Any]]:

@@ -65,17 +65,20 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     with damage_told(job):
         opened = _OPENERS[job["format"]](job, folder)
     tell("running")
-    found, notes = answers(job, opened)
+    found = answers(job, opened)
     signature = signature_of(job, opened)
-    ranks = {name: array.ndim for name, array in found[0].outputs.items()}
-    options = checked_ends(options, job, {name: array.ndim for name, array in found[0].inputs.items()}, ranks)
+    ranks = {name: array.ndim for name, array in found.samples[0].outputs.items()}
+    options = checked_ends(options, job, {name: array.ndim for name, array in found.samples[0].inputs.items()}, ranks)
     tell("converting")
     lite = job["format"] == "tflite"
     large = options.pop("large_model", False) or opened.weights > LARGE
     if large:
         os.environ["TF2ONNX_CATCH_ERRORS"] = "false"  # tf2onnx's optimisers then work on the graph, not on a copy
     large = large and not lite  # which is a message of less than 2 GB itself
-    notes = [*opened.notes, *notes]
+    notes = [*opened.notes, *found.notes]
+    if found.unsteady:
+        differ = f"{', '.join(found.unsteady)} differ when the framework runs twice on the same input"
+        notes.append(f"{differ}: random by design")
     try:
         frozen = opened.freeze(large)
     except Exception as error:  # noqa: BLE001 - TensorFlow raises whatever its own code trips over
@@ -90,7 +93,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
         "framework": f"litert {versions['ai-edge-litert']}" if lite else f"tensorflow {tf.__version__}",
         "converter": f"tf2onnx {versions['tf2onnx']}",
         "versions": versions,
-        "samples": write(found, folder, nchw),
+        "samples": write(found.samples, folder, nchw),
         "outputs": [
             {"name": spec.name, "dtype": spec.dtype, "shape": _seen(spec.shape, ranks[spec.name])}
             for spec in signature.outputs

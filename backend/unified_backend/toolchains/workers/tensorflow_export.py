@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unified_backend.conversion.interface import publish
 from unified_backend.conversion.repair import repair, unknown_operators
 from unified_backend.tensors import Signature
-from unified_backend.toolchains.workers.finishing import save, simplify
+from unified_backend.toolchains.workers.finishing import MODEL, save, simplify
 from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tensorflow_graph import Ends, bind
 from unified_backend.toolchains.workers.tensorflow_sources import Frozen
@@ -24,9 +24,6 @@ __all__ = ["LARGE", "Exported", "export"]
 # Bytes of weights from which tf2onnx is told that the model is large, long before one protobuf message would not hold
 # it: it then leaves out TensorFlow's optimiser and copies less. 0.8 GB of weights: 7 GB of memory in place of 20.
 LARGE = 2**27
-
-_DATA = "model.onnx.data"
-_LARGE_TENSOR = 256  # values; smaller ones stay in the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +75,11 @@ def export(
     try:
         save(model, data, folder)
     except Exception as error:  # noqa: BLE001 - onnx's checker raises several types, none of which says more
-        (folder / "model.onnx").unlink(missing_ok=True)
+        (folder / MODEL).unlink(missing_ok=True)
         reason = f"; tf2onnx: {said.lines[0]}" if said.lines else ""
         return Exported(None, f"what tf2onnx wrote is no valid ONNX: {first_line(error)}{reason}", repairs)
     tell("simplifying")
-    return Exported("model.onnx", repairs=[*repairs, *simplify(folder, bool(data))])
+    return Exported(MODEL, repairs=[*repairs, *simplify(folder, bool(data))])
 
 
 def _converted(

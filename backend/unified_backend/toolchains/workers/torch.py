@@ -63,26 +63,26 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     )
     opened = OPENERS[job["format"]](job, specs)
     tell("running")
-    found, notes = answers(job, opened)
-    if unsteady := [note for note in notes if "random by design" in note]:
+    found = answers(job, opened)
+    if found.unsteady:
         raise ConversionError(
             "the model answers otherwise each time",
-            f"{unsteady[0].partition(' differ')[0]} of two runs on the same input differ: it is random by design, or "
+            f"{', '.join(found.unsteady)} of two runs on the same input differ: it is random by design, or "
             "keeps a state",
             'Save it in evaluation mode; to serve it as it answers the first time: parameter "stateful" is "allow"',
         )
-    outputs = opened.output_specs([sample.outputs for sample in found])
+    outputs = tuple(TensorSpec(name, "FP32", (None,) * array.ndim) for name, array in found.samples[0].outputs.items())
     signature = Signature(specs, outputs)
     tell("converting")
-    exported = _exported(opened, signature, found, options, opset, folder, tell)
+    exported = _exported(opened, signature, found.samples, options, opset, folder, tell)
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "framework": f"torch {torch.__version__.partition('+')[0]}",
         "converter": f"torch {versions['torch'].partition('+')[0]}",
         "versions": versions,
-        "samples": write(found, folder, ()),
+        "samples": write(found.samples, folder, ()),
         "outputs": [{"name": spec.name, "dtype": None, "shape": list(spec.shape or ())} for spec in outputs],
-        "notes": [*notes, *exported["notes"]],
+        "notes": [*found.notes, *exported["notes"]],
         "model": exported["model"],
         "failure": exported["failure"],
         "repairs": exported["repairs"],

@@ -51,10 +51,6 @@ class Opened:
     exporters: Mapping[str, Callable[[Asked], None]]
     words: tuple[str, ...] = ()
 
-    def output_specs(self, answers: Sequence[Mapping[str, Array]]) -> tuple[TensorSpec, ...]:
-        """Names and ranks of the outputs, from answers to samples."""
-        return tuple(TensorSpec(name, "FP32", (None,) * array.ndim) for name, array in answers[0].items())
-
 
 def _open_script(job: Mapping[str, Any], specs: tuple[TensorSpec, ...]) -> Opened:
     """A TorchScript module; each run starts from the file where it may change its state."""
