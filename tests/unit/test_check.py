@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import onnx
-import onnxruntime_extensions
 import pytest
+from custom_operators import LIBRARY
 from unified_backend.pbtxt import read_pbtxt
 
 COMMAND = Path(sys.executable).parent / "triton-unified"
@@ -119,7 +119,7 @@ def test_custom_operators_come_from_the_library_that_is_named(tmp_path, model):
     assert refused.returncode == 1
     assert "StringUpper" in refused.stderr
     assert '"custom_op_library"' in refused.stderr
-    (model / "config.pbtxt").write_text(with_library(onnxruntime_extensions.get_library_path()))
+    (model / "config.pbtxt").write_text(with_library(LIBRARY))
     assert check(tmp_path, model).returncode == 0
     assert "engine hit" in check(tmp_path, model).stdout
 

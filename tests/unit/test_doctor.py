@@ -199,6 +199,16 @@ def test_numpy_2_on_an_old_stub_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert python.check_numpy(server(Path("stub"), corrupts_numpy2=False)).status == "ok"
 
 
+def test_protobuf_without_its_compiled_code_is_warned_of() -> None:
+    """Some packages set this variable for the whole process as they are imported, and what it starts has it too."""
+    command = [Path(sys.executable).with_name("triton-unified"), "doctor", "--json"]
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    (row,) = [row for row in json.loads(done.stdout) if row["check"] == "protobuf"]
+    assert row["status"] == "warning"
+    assert "Unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION" in row["do"]
+
+
 def test_no_server_fails_and_the_other_checks_go_on(tmp_path: Path) -> None:
     code, rows = run("--server", tmp_path / "tritonserver")
     assert (code, rows["server"]["status"]) == (1, "failed")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import onnxruntime_extensions
 import pytest
+from custom_operators import LIBRARY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loading_worker import answer, config, in_own_process, loaded, namespaces, write_model
@@ -32,7 +32,6 @@ from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
 
 KINDS = ("canonical", "batching", "engine")
-LIBRARY = onnxruntime_extensions.get_library_path()
 
 
 @pytest.fixture(scope="module")

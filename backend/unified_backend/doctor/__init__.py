@@ -44,6 +44,7 @@ def _checks(models: Path | None, backends: Path | None, executable: Path | None)
         yield "python", partial(python.check_python, server)
         yield "numpy", partial(python.check_numpy, server)
         yield "libpython", partial(python.check_libpython, server)
+    yield "protobuf", python.check_protobuf
     if backends is not None:
         yield "installation", partial(python.check_installation, backends)
     yield "working directory", lambda: python.check_working_directory(Path.cwd())

@@ -16,6 +16,7 @@ __all__ = [
     "check_installation",
     "check_libpython",
     "check_numpy",
+    "check_protobuf",
     "check_python",
     "check_server",
     "check_working_directory",
@@ -25,6 +26,8 @@ __all__ = [
 # What a stub imports by name, beside the standard library, before or while it loads this backend.
 _IMPORTED = {"model", "unified_backend", "triton_python_backend_utils", "c_python_backend_utils"}
 _IMPORTED |= {"filelock", "google", "numpy", "onnx", "onnxruntime", "platformdirs", "tritonclient"}
+
+_PROTOBUF = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 
 
 def server_or_none(executable: Path | None) -> Server | None:
@@ -64,6 +67,20 @@ def check_numpy(server: Server) -> Finding:
             "Run `pip install 'numpy<2'`, or use Triton 24.11 or newer",
         )
     return ok(f"NumPy {version}{', which must stay below 2 with this server' if server.corrupts_numpy2 else ''}")
+
+
+def check_protobuf() -> Finding:
+    """Whether compiled code reads models: Python alone takes fifty times as long."""
+    from google.protobuf.internal import api_implementation
+
+    if api_implementation.Type() == "python":
+        chosen = os.environ.get(_PROTOBUF)
+        return warning(
+            f"protobuf runs in Python alone{f', as {_PROTOBUF}={chosen} asks' if chosen else ''}: reading a SavedModel "
+            "takes fifty times as long",
+            f"Unset {_PROTOBUF} for the server" if chosen else "Install protobuf's wheel for this machine",
+        )
+    return ok(f"protobuf {importlib.metadata.version('protobuf')}, compiled")
 
 
 def check_libpython(server: Server) -> Finding:
