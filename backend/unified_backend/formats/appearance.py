@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from unified_backend.formats import torch_pickle
+from unified_backend.formats import elsewhere, torch_pickle
 
 __all__ = ["appearance"]
 
@@ -46,6 +46,8 @@ def appearance(path: Path) -> str:
         return f"the index {_CHECKPOINT}"
     if _SHARD.search(path.name):
         return f"weights {_CHECKPOINT}"
+    if found := elsewhere.words(path):
+        return found
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page: the download failed perhaps"
