@@ -157,8 +157,33 @@ def make(folder: Path) -> None:
     torch.save(classifier.state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
 
 
+def make_more(folder: Path) -> None:
+    """Quantised modules, one that no exporter takes, and one with 160 MB of weights."""
+    import torch
+    from torch import nn
+    from torch.ao import quantization
+
+    torch.backends.quantized.engine = "fbgemm" if "fbgemm" in torch.backends.quantized.supported_engines else "qnnpack"
+    inner = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 5))
+    model = nn.Sequential(quantization.QuantStub(), inner, quantization.DeQuantStub()).eval()
+    model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+    prepared = quantization.prepare(model)
+    image = torch.rand(1, 3, 16, 16)
+    prepared(image)
+    torch.jit.trace(quantization.convert(prepared), image).save(folder / "quantised_traced.pt")
+    linear = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    dynamic = quantization.quantize_dynamic(linear, {nn.Linear}, dtype=torch.qint8)
+    torch.jit.trace(dynamic, torch.rand(1, 8)).save(folder / "dynamic_traced.pt")
+
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    torch.jit.script(encoder).save(str(folder / "encoder_scripted.pt"))
+    large = nn.Sequential(nn.Linear(64, 300_000, bias=False), nn.ReLU(), nn.Linear(300_000, 64, bias=False)).eval()
+    torch.jit.trace(large, torch.rand(1, 64)).save(folder / "large_traced.pt")
+
+
 if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     target = Path(sys.argv[1])
     target.mkdir(parents=True)
     make(target)
+    make_more(target)

@@ -12,6 +12,7 @@ from typing import Any
 
 import made_models
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch_models
@@ -202,6 +203,41 @@ def test_control_flow_stays_control_flow(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     (answer,) = session.run(None, {"x": np.full((1, 4), -5, np.float32)})
     np.testing.assert_array_equal(answer, np.full((1, 4), -8, np.float32))
+
+
+def test_a_quantised_module_is_converted_with_its_operators(tmp_path):
+    """One step of rounding is more than is accepted by itself of a float."""
+    code, log = convert(tmp_path, torch_models.path("quantised_traced.pt"))
+    assert code == 1, log
+    assert not report(tmp_path)["passed"]
+    code, log = convert(tmp_path, torch_models.path("quantised_traced.pt"), "-p", "tolerance=0.02")
+    assert code == 0, log
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "operator"),
+    [
+        ("dynamic_traced.pt", (), "quantized::linear_dynamic"),
+        ("encoder_scripted.pt", ("--inputs", "src[-1,-1,16]"), "aten::is_autocast_enabled"),
+    ],
+)
+def test_an_operator_that_no_exporter_takes_is_named(tmp_path, name, options, operator):
+    code, log = convert(tmp_path, torch_models.path(name), *options)
+    assert code == 1
+    assert f"operator '{operator}'" in log.splitlines()[-1]
+
+
+def test_large_weights_lie_in_a_file_beside_the_model(tmp_path):
+    code, log = convert(tmp_path, torch_models.path("large_traced.pt"))
+    assert code == 0, log
+    out = tmp_path / "out"
+    assert (out / "model.onnx").stat().st_size < 10_000
+    assert (out / "model.onnx.data").stat().st_size >= 2 * 64 * 300_000 * 4
+    told = report(tmp_path)
+    assert max(row["max_rel"] for row in told["verified"]) < 1e-3
+    assert told["peak_rss_mb"] < 1600
 
 
 def test_shapes_that_nobody_told_are_asked_for(tmp_path):

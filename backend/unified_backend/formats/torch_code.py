@@ -24,9 +24,9 @@ __all__ = ["refuse_code"]
 # `module name` that tensors, modules of TorchScript and lists of them are made by.
 _NAMES = re.compile(
     r"__torch__(\.\S+)? \w+"
-    r"|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch\._utils _rebuild_(tensor_v2|qtensor|parameter)"
     r"|torch\.jit\._pickle \w+"
-    r"|torch (\w+Storage|Size|device|b?float\w*|u?int\w*|bool|complex\w*|strided)"
+    r"|torch (\w+Storage|Size|device|b?float\w*|u?int\w*|bool|complex\w*|strided|per_(tensor|channel)_affine\w*)"
     r"|collections OrderedDict"
 )
 _PROGRAM = re.compile(r"models/.+\.json|serialized_exported_program\.json")

@@ -16,11 +16,13 @@ from unified_backend.toolchains.workers.messages import first_line
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["MODEL", "finish", "save", "simplify"]
+__all__ = ["LARGE", "MODEL", "finish", "save", "simplify"]
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 _LARGE_TENSOR = 256  # values; smaller ones stay in the model
-_LARGE_MODEL = 2**30  # bytes of weights from which they lie in a file beside it; a message holds 2^31
+# Bytes of weights from which they lie in a file beside the model, long before one protobuf message would not hold them
+# (2^31): what handles the graph then copies less.
+LARGE = 2**27
 
 
 def finish(path: Path, signature: Signature, ranks: Mapping[str, int], domains: Collection[str] = ()) -> list[str]:
@@ -49,25 +51,32 @@ def finish(path: Path, signature: Signature, ranks: Mapping[str, int], domains: 
         {spec.name: spec for spec in signature.outputs},
         ranks,
     )
-    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGE_MODEL
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGE
     for file in path.parent.iterdir():
         file.unlink()
-    save(model, taken_out(model) if external else {}, path.parent)
+    save(model, path.parent, {} if external else None)
+    del model  # a message keeps the memory of its values until it is gone
     return [*repairs, *simplify(path.parent, external)]
 
 
-def save(model: onnx.ModelProto, data: Mapping[str, bytes], folder: Path) -> None:
-    """Write the model, its large tensors into one file beside it if it was exported so, and have it checked."""
+def save(model: onnx.ModelProto, folder: Path, data: Mapping[str, bytes] | None = None) -> None:
+    """Write the model and have it checked.
+
+    Args:
+        data: given, large tensors are written into a file beside the model: the values that are here under a tensor's
+            external location, as tf2onnx hands them over, and those in the model.
+    """
     import onnx
     from onnx.external_data_helper import set_external_data
 
     path = folder / MODEL
-    if data:
+    if data is not None:
         with (folder / DATA).open("wb") as file:
-            for tensor in _external(model, data):
-                values = data[tensor.external_data[0].value]
+            for tensor in _large(model, data):
+                values = data[tensor.external_data[0].value] if tensor.external_data else _bytes(tensor)
                 offset = file.tell()
                 file.write(values)
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
                 tensor.raw_data = b""
                 set_external_data(tensor, DATA, offset=offset, length=len(values))
                 tensor.ClearField("raw_data")
@@ -89,7 +98,7 @@ def simplify(folder: Path, external: bool) -> list[str]:
     trial.mkdir()
     try:
         model = simplified(path)
-        save(model, taken_out(model) if external else {}, trial)
+        save(model, trial, {} if external else None)
         onnx.checker.check_model(str(trial / path.name), full_check=True)  # with the types and shapes of all tensors
     except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its own code trips over
         return [f"not simplified: {first_line(error)}"]
@@ -100,23 +109,20 @@ def simplify(folder: Path, external: bool) -> list[str]:
     return [f"simplified: {before} nodes before, {len(model.graph.node)} after"]
 
 
-def taken_out(model: onnx.ModelProto) -> dict[str, bytes]:
-    """Take the large tensors' values out of the model: name -> bytes, as tf2onnx hands them over."""
-    from onnx import TensorProto, numpy_helper
-    from onnx.external_data_helper import set_external_data
-
-    data = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.STRING or math.prod(tensor.dims) < _LARGE_TENSOR:
-            continue
-        data[tensor.name] = numpy_helper.to_array(tensor).tobytes()
-        tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b""))
-        set_external_data(tensor, tensor.name)
-    return data
-
-
-def _external(model: onnx.ModelProto, data: Mapping[str, bytes]) -> list[onnx.TensorProto]:
+def _large(model: onnx.ModelProto, data: Mapping[str, bytes]) -> list[onnx.TensorProto]:
+    """Tensors whose values are in `data`, and initializers that are worth a place outside the model."""
+    from onnx import TensorProto
     from onnx.external_data_helper import _get_all_tensors
 
-    found = [tensor for tensor in _get_all_tensors(model) if tensor.external_data]
-    return [tensor for tensor in found if tensor.external_data[0].value in data]
+    handed = [tensor for tensor in _get_all_tensors(model) if tensor.external_data]
+    inside = [tensor for tensor in model.graph.initializer if not tensor.external_data]
+    return [
+        *(tensor for tensor in handed if tensor.external_data[0].value in data),
+        *(t for t in inside if t.data_type != TensorProto.STRING and math.prod(t.dims) >= _LARGE_TENSOR),
+    ]
+
+
+def _bytes(tensor: onnx.TensorProto) -> bytes:
+    from onnx import numpy_helper
+
+    return tensor.raw_data or numpy_helper.to_array(tensor).tobytes()

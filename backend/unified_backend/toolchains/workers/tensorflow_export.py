@@ -19,11 +19,7 @@ from unified_backend.toolchains.workers.tensorflow_sources import Frozen
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LARGE", "Exported", "export"]
-
-# Bytes of weights from which tf2onnx is told that the model is large, long before one protobuf message would not hold
-# it: it then leaves out TensorFlow's optimiser and copies less. 0.8 GB of weights: 7 GB of memory in place of 20.
-LARGE = 2**27
+__all__ = ["Exported", "export"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +69,7 @@ def export(
         ranks,
     )
     try:
-        save(model, data, folder)
+        save(model, folder, data or None)
     except Exception as error:  # noqa: BLE001 - onnx's checker raises several types, none of which says more
         (folder / MODEL).unlink(missing_ok=True)
         reason = f"; tf2onnx: {said.lines[0]}" if said.lines else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import inspect
 import logging
@@ -143,6 +144,7 @@ def _exported(
         arguments = tuple(tensor_from(largest.inputs[spec.name], spec) for spec in signature.inputs)
         try:
             export(Asked(arguments, signature, opset, options, trial / MODEL))
+            gc.collect()  # the exporter's copy of the module
             repairs = finish(trial / MODEL, signature, {spec.name: len(spec.shape or ()) for spec in signature.outputs})
             _require_alike(trial / MODEL, samples)
         except Exception as error:  # noqa: BLE001 - an exporter raises whatever its own code trips over
