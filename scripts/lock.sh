@@ -35,3 +35,4 @@ compile "$@" --no-header --override requirements/toolchain-overrides.txt \
     --output-file backend/unified_backend/toolchains/tensorflow.lock requirements/toolchain-tensorflow.in
 compile "$@" --no-header --output-file build/torch.lock requirements/toolchain-torch.in
 cat build/torch.lock requirements/toolchain-torch-cpu.lock >backend/unified_backend/toolchains/torch.lock
+compile "$@" --no-header --output-file backend/unified_backend/toolchains/mxnet.lock requirements/toolchain-mxnet.in

@@ -72,6 +72,12 @@ if [ -x .venv/bin/python ] && [ "$(cat .venv/.stamp 2>/dev/null)" = "$stamp" ] &
     exit 0
 fi
 
+# What the toolchain mxnet needs of the system; without it only the tests of MXNet fail.
+ldconfig=$(PATH="$PATH:/sbin:/usr/sbin" command -v ldconfig || :)
+if [ -n "$ldconfig" ] && ! "$ldconfig" -p | grep -q libquadmath.so.0; then
+    install_packages libgomp1 libquadmath0 ||
+        echo "setup: MXNet needs libgomp1 and libquadmath0, which could not be installed: apt-get install them"
+fi
 python=$(choose_python)
 "$python" -I scripts/make_env.py
 if [ -f scripts/fetch_models.py ]; then

@@ -17,6 +17,7 @@ from unified_backend.formats.description import Description, choice
 from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.keras_archive import KerasArchive
 from unified_backend.formats.keras_hdf5 import KerasHdf5
+from unified_backend.formats.mxnet import MxNet
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.tflite import TfLite
@@ -62,7 +63,7 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
-        *(TorchScript(), TorchExport()),
+        *(TorchScript(), TorchExport(), MxNet()),
     )
 }
 

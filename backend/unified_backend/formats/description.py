@@ -29,6 +29,7 @@ class Description:
         notes: a line each of what a user should know.
         unstated: inputs whose type and shape the file does not tell; see `forms.stated`.
         numbered: inputs and outputs may be called `NAME__0`, by their numbers, in a config.
+        likely: shapes as far as the file tells them, of inputs that have none: for the lines that a user is shown.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -39,6 +40,7 @@ class Description:
     notes: tuple[str, ...] = ()
     unstated: tuple[str, ...] = ()
     numbered: bool = False
+    likely: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
 
 
 def choice(parameter: str, value: str, command: str | None = None) -> str:
@@ -120,6 +122,8 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
         outputs=rename(description.outputs),
         # What had no other name in the graph has one now.
         inner={new.get(name, name): tensor for name, tensor in ({**own, **description.inner}).items()},
+        unstated=tuple(new.get(name, name) for name in description.unstated),
+        likely={new.get(name, name): shape for name, shape in description.likely.items()},
         job={**description.job, **({"names": {**description.job.get("names", {}), **unknown}} if unknown else {})},
     )
 

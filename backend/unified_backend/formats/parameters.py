@@ -18,6 +18,7 @@ _UNUSED = {
     "keras-hdf5": (("signature", "tags", "outputs"), "a Keras model is served with all of its outputs"),
     "torchscript": (("signature", "tags", "outputs"), "a TorchScript module is served with all of a method's outputs"),
     "torch-export": (("tags", "outputs"), "an exported program is served with all of its outputs"),
+    "mxnet": (("signature", "tags", "outputs"), "an MXNet graph is served with all of its outputs"),
     "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
 }
 

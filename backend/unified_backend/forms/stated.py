@@ -42,13 +42,15 @@ def stated(
     rows = [(_argument(str(row.get("name")), names), row) for row in config.get("input") or []]
     inputs = description.inputs
     if description.unstated:
-        known = {name: _by_config(row, config) for name, row in rows}
+        known: dict[str, _Stated] = {spec.name: (spec.dtype, spec.shape) for spec in inputs if spec.shape is not None}
+        known |= {name: _by_config(row, config) for name, row in rows}
         known |= _by_parameter(settings, label) or _by_sample(samples, names)
         if missing := [name for name in description.unstated if name not in known]:
             raise SourceError(
                 f"{label}: the shape of {', '.join(missing)} is not known",
                 "the model was saved without the types and shapes of its inputs",
-                f"Write them in config.pbtxt: max_batch_size: 8 {' '.join(map(_line, missing))}",
+                "Write them in config.pbtxt: max_batch_size: 8 "
+                + " ".join(_line(name, description.likely.get(name)) for name in missing),
             )
         inputs = tuple(
             dataclasses.replace(spec, dtype=known[spec.name][0], shape=known[spec.name][1])
@@ -64,7 +66,7 @@ def stated(
     return renamed(whole, tuple(other), label)
 
 
-_Stated = tuple[str, tuple[int | None, ...] | None]
+_Stated = tuple[str, tuple[int | str | None, ...] | None]
 
 
 def _by_parameter(settings: Settings, label: str) -> dict[str, _Stated]:
@@ -116,5 +118,7 @@ def _argument(name: str, names: Sequence[str]) -> str:
     return name
 
 
-def _line(name: str) -> str:
-    return f'input [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ 3, 224, 224 ] }} ]'
+def _line(name: str, likely: tuple[int | None, ...] | None) -> str:
+    """The line of an input's config, filled in as far as its shape is known."""
+    sizes = ", ".join(str(size or 224) for size in (likely or (None, 3, None, None))[1:])
+    return f'input [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ {sizes} ] }} ]'

@@ -25,7 +25,8 @@ class Toolchain:
         imports: modules that must import for the environment to be whole.
         formats: keys of `formats.FORMATS` that it converts.
         summary: what it holds, in words.
-        advice: what pip needs for it beside the usual index; empty if nothing.
+        advice: what it needs beside pip's usual index; empty if nothing.
+        prelude: Python that makes its packages importable here, in one line.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Toolchain:
     formats: frozenset[str]
     summary: str
     advice: str = ""
+    prelude: str = ""
 
     @property
     def digest(self) -> str:
@@ -69,6 +71,16 @@ TOOLCHAINS = {
             "PyTorch 2.13 for CPUs, its exporters; 1 GB",
             "On x86-64 PyTorch's builds for CPUs are in its own package index, and known here for Python 3.11: "
             "add that index to pip's configuration",
+        ),
+        Toolchain(
+            "mxnet",
+            Path(__file__).parent / "mxnet.lock",
+            "unified_backend.toolchains.workers.mxnet",
+            ("mxnet", "mxnet.onnx", "onnx", "onnxsim"),
+            frozenset({"mxnet"}),
+            "MXNet 1.9 for CPUs and its exporter; 0.4 GB",
+            "MXNet has wheels for x86-64 alone, and needs the system's libgomp1 and libquadmath0",
+            "import numpy; [setattr(numpy, kind.__name__, kind) for kind in (bool, object, int, float)]",
         ),
     )
 }

@@ -199,5 +199,6 @@ def _make(toolchain: Toolchain, part: Path, wheelhouse: Path | None) -> None:
 
 def _probe(toolchain: Toolchain, folder: Path) -> None:
     """Import what conversions import; the first time this also writes their byte code, half of a cold start."""
-    command = [str(folder / "bin" / "python"), "-I", "-c", f"import {', '.join(toolchain.imports)}"]
+    code = f"{toolchain.prelude}\nimport {', '.join(toolchain.imports)}"
+    command = [str(folder / "bin" / "python"), "-I", "-c", code]
     run_step(toolchain, "importing it once", command, time.monotonic())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unified_backend.conversion.interface import publish
 from unified_backend.conversion.repair import repair, simplified, unknown_operators
 from unified_backend.errors import ConversionError
-from unified_backend.tensors import Signature
+from unified_backend.tensors import TensorSpec
 from unified_backend.toolchains.workers.messages import first_line
 
 if TYPE_CHECKING:
@@ -25,10 +25,18 @@ _LARGE_TENSOR = 256  # values; smaller ones stay in the model
 LARGE = 2**27
 
 
-def finish(path: Path, signature: Signature, ranks: Mapping[str, int], domains: Collection[str] = ()) -> list[str]:
-    """Repair a model that an exporter wrote under the public names, and write it in its place.
+def finish(
+    path: Path,
+    inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+    ranks: Mapping[str, int],
+    domains: Collection[str] = (),
+) -> list[str]:
+    """Repair a model that an exporter wrote, give it its public names, and write it in its place.
 
     Args:
+        inputs: name in the exporter's graph -> what it is to the public, in order.
+        outputs: likewise.
         ranks: of the outputs, as seen in a run.
         domains: of operators that the user knows.
 
@@ -45,12 +53,7 @@ def finish(path: Path, signature: Signature, ranks: Mapping[str, int], domains: 
     if unknown := unknown_operators(model, domains):
         names = ", ".join(f"{operator} ({count})" for operator, count in sorted(unknown.items()))
         raise ConversionError(f"{names}: no ONNX operators", "the exporter wrote them all the same", "Try another")
-    publish(
-        model,
-        {spec.name: spec for spec in signature.inputs},
-        {spec.name: spec for spec in signature.outputs},
-        ranks,
-    )
+    publish(model, inputs, outputs, ranks)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGE
     for file in path.parent.iterdir():
         file.unlink()

@@ -145,7 +145,8 @@ def _exported(
         try:
             export(Asked(arguments, signature, opset, options, trial / MODEL))
             gc.collect()  # the exporter's copy of the module
-            repairs = finish(trial / MODEL, signature, {spec.name: len(spec.shape or ()) for spec in signature.outputs})
+            inputs, outputs = ({spec.name: spec for spec in side} for side in (signature.inputs, signature.outputs))
+            repairs = finish(trial / MODEL, inputs, outputs, {name: len(outputs[name].shape or ()) for name in outputs})
             _require_alike(trial / MODEL, samples)
         except Exception as error:  # noqa: BLE001 - an exporter raises whatever its own code trips over
             failures.append(f"{name}: {type(error).__name__}: {first_line(error)}")
