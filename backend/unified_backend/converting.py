@@ -86,7 +86,7 @@ def convert(
     try:
         path, report = _converted(source, settings, samples, cache)
         report["to"] = form.to
-        if form.to != "onnx" and report["passed"]:
+        if form.to != "onnx" and _kept(report, settings):
             return _exported(path, report, form, settings, samples, out)
     except (ConversionError, SourceError, ToolchainError) as error:
         # An earlier conversion's model beside this one's failure would be taken for its result.
@@ -103,8 +103,8 @@ def _exported(
     given = sorted(samples.glob("*.npz")) if samples else []
     with tempfile.TemporaryDirectory(prefix="triton-unified-") as scratch:
         made = export(path, report["source"], form, settings, given, Path(scratch))
-        report |= {"export": made, "passed": made["passed"]}
         report |= {"failure": made["failure"]} if "failure" in made else {}
+        report |= {"export": made, "passed": report["passed"] and made["passed"]}
         there = {file.name: file for file in Path(scratch).iterdir()}
         _write(out, there if _kept(report, settings) else {}, report)
     return report

@@ -212,8 +212,7 @@ def require_alive(runner: Runner, samples: Sequence[Sample]) -> None:
         if one.size and np.array_equal(one, other, equal_nan=True) and (not one.any() or not np.isfinite(one).any()):
             raise VerificationError(
                 "the model gives no answer",
-                f"output {name} is nothing but {'zeros' if not one.any() else 'what is no number'} for two inputs that "
-                "differ",
+                f"output {name} is nothing but {'no number' if one.any() else 'zeros'}, for two inputs that differ",
                 "Give inputs that the model answers as samples/NAME.npz beside the version folders, or set parameter "
                 '"verify" to "warn"',
             )
