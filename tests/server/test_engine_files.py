@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import engine_files
+import ncnn_models
 import numpy as np
 import pytest
 import tritonclient.http as httpclient
@@ -98,3 +99,16 @@ def test_the_engine_is_named_and_an_impossible_one_is_refused(triton: Triton):
     with triton.serving("net", made, UNIFIED + line.format("mnn")) as model:
         assert triton.infer(model, {"x": images(1, 192)})[OUTPUT["cls"]].shape == (1, 2)
     assert "and mnn takes it as it is" in triton.refusal("net", made, UNIFIED + line.format("openvino"))
+
+
+def test_an_ncnn_model_answers_as_its_weights_do_in_onnx_runtime(triton: Triton, tmp_path: Path):
+    model_file, right = ncnn_models.image_net(tmp_path)
+    there = {"1/net.param": model_file, "1/net.bin": model_file.with_suffix(".bin")}
+    with triton.serving("net.unified", there, None) as model:
+        assert triton.config(model)["max_batch_size"] == 32
+        x = np.random.default_rng(3).random((5, 3, 15, 13), np.float32)
+        answer = triton.infer(model, {"in0": x})["out0"]
+        np.testing.assert_allclose(answer, session(right).run(None, {"in0": x})[0], atol=1e-5)
+    unknown, _ = ncnn_models.image_net(tmp_path / "unknown", stated=False)
+    there = {"1/net.param": unknown, "1/net.bin": unknown.with_suffix(".bin")}
+    assert 'input [ { name: "in0"' in triton.refusal("net.unified", there, None)

@@ -18,6 +18,7 @@ from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.keras_archive import KerasArchive
 from unified_backend.formats.keras_hdf5 import KerasHdf5
 from unified_backend.formats.mnn import Mnn
+from unified_backend.formats.ncnn import Ncnn
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.openvino_ir import OpenVinoIr
 from unified_backend.formats.savedmodel import SavedModel
@@ -64,7 +65,7 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
-        *(TorchScript(), TorchExport(), OpenVinoIr(), Mnn()),
+        *(TorchScript(), TorchExport(), OpenVinoIr(), Mnn(), Ncnn()),
     )
 }
 

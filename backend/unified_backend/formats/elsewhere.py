@@ -34,14 +34,11 @@ _MINDIR = (
 )
 _TNN_TEXT = re.compile(rb'\A\s*"\d+ \d+ \d+(?: 420662477[02])? *,"')
 _TNN_WEIGHTS = (b"\x02\x00\xbc\xfa", b"\x04\x00\xbc\xfa")
-_NCNN = (b"7767517\n", b"7767517\r\n", struct.pack("<I", 7767517))
+_NCNN_BINARY = struct.pack("<I", 7767517)
 
 _OTHERS = "convert the model that it was made from to ONNX"
 _TNN = f"part of a TNN model, whose library has no package for Python: {_OTHERS}"
-_NCNN_WORDS = (
-    "the graph of an ncnn model, which tells neither the shapes of its inputs nor whether it was given others: "
-    f"{_OTHERS}, or `triton-unified convert --to mnn` it for a small engine"
-)
+_NCNN = "the graph of an ncnn model in its binary form: put the text here, `.param`, with its `.bin`"
 _MACE = f"a MACE model, whose library has no package for Python: {_OTHERS}"
 _JAX = (
     "a StableHLO program as JAX exports it: export the function as ONNX, with jax2onnx.to_onnx(function, inputs=[...])"
@@ -58,8 +55,8 @@ def words(path: Path) -> str | None:
             return _CAFFE
         if _TNN_TEXT.match(head) or head.startswith(_TNN_WEIGHTS):
             return _TNN
-        if head.startswith(_NCNN):
-            return _NCNN_WORDS
+        if head.startswith(_NCNN_BINARY):
+            return _NCNN
         if b"com.apple.CoreML" in head and b"itemInfoEntries" in head:
             return _COREML
         first = _first_fields(data)

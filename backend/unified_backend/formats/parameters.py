@@ -21,6 +21,7 @@ _UNUSED = {
     "torch-export": (("tags", "outputs"), "an exported program is served with all of its outputs"),
     "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
     "openvino": (_OF_CONVERSIONS, "an OpenVINO model is served as it is"),
+    "ncnn": (_OF_CONVERSIONS, "an ncnn model is served as it is"),
     "mnn": (_OF_CONVERSIONS, "an MNN file is served as it is"),
 }
 
