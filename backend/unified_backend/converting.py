@@ -1,4 +1,7 @@
-"""A source as an ONNX file with a report: the load's own way to its canonical model, standing alone."""
+"""A source as an ONNX file with a report: the load's own way to its canonical model, standing alone.
+
+From there on to another engine's format, where that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from unified_backend.cache import Cache, Snapshot
 from unified_backend.conversion.interface import graphs_of
 from unified_backend.engines.sessions import runtime_version
 from unified_backend.errors import ConversionError, Refused, SourceError, ToolchainError, VerificationError
+from unified_backend.exports.export import export, require_engine
+from unified_backend.exports.form import Form
 from unified_backend.formats import FORMATS, Source, find_source
 from unified_backend.formats.description import Description
 from unified_backend.formats.onnx import read_model
@@ -50,7 +55,9 @@ class _Found:
         return {"name": key, **sides}
 
 
-def convert(source: Path, settings: Settings, samples: Path | None, cache: Cache, out: Path) -> dict[str, Any]:
+def convert(
+    source: Path, settings: Settings, samples: Path | None, cache: Cache, out: Path, form: Form | None = None
+) -> dict[str, Any]:
     """Write `model.onnx`, its external data if it has any, and `report.json` into a folder.
 
     A model that cannot be converted, or does not compute what its source does, leaves a report alone, which says why.
@@ -60,26 +67,51 @@ def convert(source: Path, settings: Settings, samples: Path | None, cache: Cache
         samples: folder with the user's samples, `.npz` files.
         cache: what it holds is not converted again, and what is converted stays there for loads.
         out: made if it is not there; of an earlier conversion, its files are replaced.
+        form: what to write in place of ONNX.
 
     Returns:
         the report.
 
     Raises:
-        Refused: `out` holds other files, or cannot be written.
+        Refused: `out` holds other files, or cannot be written; or the form cannot be.
         SourceError: no model, several, or one that cannot be read.
         ConfigError: a parameter names what the model or the converter has not got.
         ToolchainError: the toolchain that is needed is missing.
         ConversionError: it cannot be converted.
     """
+    form = form or Form()
+    form.require_possible()
+    require_engine(form)
     _refuse_unusable(out)
     try:
         path, report = _converted(source, settings, samples, cache)
+        report["to"] = form.to
+        if form.to != "onnx" and _kept(report, settings):
+            return _exported(path, report, form, settings, samples, out)
     except (ConversionError, SourceError, ToolchainError) as error:
         # An earlier conversion's model beside this one's failure would be taken for its result.
-        _write(out, None, {"source": source.name, "verified": [], "passed": False, "failure": str(error)})
+        _write(out, {}, {"source": source.name, "verified": [], "passed": False, "failure": str(error)})
         raise
-    _write(out, path if report["passed"] or settings.verify == "warn" else None, report)
+    _write(out, _files(path) if form.to == "onnx" and _kept(report, settings) else {}, report)
     return report
+
+
+def _exported(
+    path: Path, report: dict[str, Any], form: Form, settings: Settings, samples: Path | None, out: Path
+) -> dict[str, Any]:
+    """Write the ONNX model in another format; the report tells of both steps."""
+    given = sorted(samples.glob("*.npz")) if samples else []
+    with tempfile.TemporaryDirectory(prefix="triton-unified-") as scratch:
+        made = export(path, report["source"], form, settings, given, Path(scratch))
+        report |= {"failure": made["failure"]} if "failure" in made else {}
+        report |= {"export": made, "passed": report["passed"] and made["passed"]}
+        there = {file.name: file for file in Path(scratch).iterdir()}
+        _write(out, there if _kept(report, settings) else {}, report)
+    return report
+
+
+def _kept(report: Mapping[str, Any], settings: Settings) -> bool:
+    return bool(report["passed"]) or settings.verify == "warn"
 
 
 def _converted(source: Path, settings: Settings, samples: Path | None, cache: Cache) -> tuple[Path, dict[str, Any]]:
@@ -89,6 +121,7 @@ def _converted(source: Path, settings: Settings, samples: Path | None, cache: Ca
     lookup = Lookup(found.label, Snapshot(cache.store.memo, found.files), settings, cache, Report())
     made = _of_onnx(found, lookup) if found.format == "onnx" else _of_others(found, samples, lookup)
     return made.path, {
+        "source": source.name,
         "format": found.format,
         "files": {path.relative_to(folder).as_posix(): cache.store.memo.digest(path) for path in found.files},
         "signature": made.signature_facts(),
@@ -173,7 +206,7 @@ def _refuse_unusable(out: Path) -> None:
         raise Refused(f"{out} cannot be written", f"{parent}: {why}", "Name a folder elsewhere")
 
 
-def _write(out: Path, model: Path | None, report: Mapping[str, Any]) -> None:
+def _write(out: Path, files: Mapping[str, Path], report: Mapping[str, Any]) -> None:
     """Write the files, whole or not at all; those of an earlier conversion go.
 
     Raises:
@@ -184,7 +217,7 @@ def _write(out: Path, model: Path | None, report: Mapping[str, Any]) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             made = Path(scratch) / "made"
             made.mkdir()
-            for relative, path in (_files(model) if model else {}).items():
+            for relative, path in files.items():
                 (made / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, made / relative)
             (made / REPORT).write_text(json.dumps(report, indent=2) + "\n")

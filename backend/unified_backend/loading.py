@@ -153,7 +153,10 @@ def load(described: Described, cache: Cache) -> Loaded:
         # A source that is not ONNX has come down the ladder already, to the engine that it was judged by.
         if settings.engine not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
             continue
-        if reason := engine.unusable():
+        reason = engine.unusable()
+        if canonical.format not in engine.accepts:
+            reason = f"it takes {', '.join(sorted(engine.accepts))}, and no {canonical.format}"
+        if reason:
             failures.append(f"{name}: {reason}")
             continue
         try:

@@ -22,6 +22,7 @@ __all__ = [
     "compare",
     "read_samples",
     "require",
+    "require_alive",
     "require_steady",
     "samples_of",
     "verify",
@@ -193,6 +194,27 @@ def require_steady(runner: Runner, sample: Sample, tolerance: float | None = Non
                 f"output {spec.name} of two runs on the same input differs by {row.max_abs:.2g}: it is random by "
                 "design, or keeps a state",
                 'Set parameter "verify" to "warn" to serve it all the same, unproven',
+            )
+
+
+def require_alive(runner: Runner, samples: Sequence[Sample]) -> None:
+    """Refuse what answers every input with the same zeros or no numbers, as runtimes do that lack an operator.
+
+    Raises:
+        VerificationError: an output does so; names it.
+    """
+    names = [spec.name for spec in runner.signature.outputs if spec.dtype.startswith("FP")]
+    answers = []
+    for sample in samples[:1]:
+        others = {name: np.ascontiguousarray(np.flip(array)) for name, array in sample.feeds.items()}
+        answers = [runner.run(feeds, names) for feeds in (sample.feeds, others)]
+    for name, one, other in zip(names, *answers, strict=False):
+        if one.size and np.array_equal(one, other, equal_nan=True) and (not one.any() or not np.isfinite(one).any()):
+            raise VerificationError(
+                "the model gives no answer",
+                f"output {name} is nothing but {'no number' if one.any() else 'zeros'}, for two inputs that differ",
+                "Give inputs that the model answers as samples/NAME.npz beside the version folders, or set parameter "
+                '"verify" to "warn"',
             )
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from unified_backend import logs
 from unified_backend.cli.cache.shared import opened
+from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import UnifiedError
 from unified_backend.loading import Loaded, describe, load
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
@@ -42,6 +43,7 @@ def check(
 
     triton-unified check models/detector.unified
     """
+    natives_aside()
     logs.to_standard_error(logging.WARNING)
     try:
         model_dir = model_dir.absolute()

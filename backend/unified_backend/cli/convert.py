@@ -1,4 +1,4 @@
-"""`triton-unified convert`: what a load makes of a source, as an ONNX file with a report."""
+"""`triton-unified convert`: what a load makes of a source, as an ONNX, MNN or OpenVINO file with a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts
 from unified_backend.cli.source import named
 from unified_backend.converting import MODEL, REPORT
 from unified_backend.converting import convert as converted
+from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import ConfigError, Refused
+from unified_backend.exports.form import FORMATS, Form
+from unified_backend.exports.writing import FILES
 from unified_backend.loading import ENGINES
 from unified_backend.settings import Settings, is_session_option, read_settings
 
@@ -32,7 +35,7 @@ _HEADINGS = ("output", "batch", "max abs", "max rel", "cosine", "top-1", "tolera
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A model file, or a folder that holds one.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for model.onnx and report.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model and report.json.")],
     signature: Annotated[str | None, typer.Option(help="Signature to convert (SavedModel, TensorFlow Lite).")] = None,
     tags: Annotated[
         list[str] | None, typer.Option("--tag", "--tags", help="Tag of the SavedModel's graph; repeatable.")
@@ -40,6 +43,11 @@ def convert(
     inputs: Annotated[str | None, typer.Option(help="Tensors that are the inputs: image:0[1,224,224,3]")] = None,
     outputs: Annotated[str | None, typer.Option(help="Tensors that are the outputs: scores:0,boxes:0")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset to write.")] = None,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"What to write: {', '.join(FORMATS)}.")] = "onnx",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights as float16 (MNN, OpenVINO).")] = False,
+    weight_bits: Annotated[
+        int | None, typer.Option(metavar="8|4", help="Weights as integers of so many bits (MNN).")
+    ] = None,
     samples: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of .npz files with inputs, in place of seeded ones.")
     ] = None,
@@ -51,12 +59,14 @@ def convert(
 ) -> None:
     """Convert a model to ONNX, as a load does it, and say how far its answers are from the source framework's.
 
+    --to writes that model on in another engine's format, whose answers are compared with those of ONNX Runtime.
+
     Exits with 0 if they agree; 1 if they do not, or SOURCE is no model or cannot be converted; 2 if an option is wrong
     or SOURCE is not there.
 
     Example:
 
-    triton-unified convert exported/saved_model --out converted
+    triton-unified convert exported/saved_model --out converted --to mnn --fp16
     """
     source = named(source)
     if samples and not any(samples.glob("*.npz")):
@@ -69,13 +79,16 @@ def convert(
     if unknown := [name for name in given if name not in _PARAMETERS and not is_session_option(name)]:
         why = "it is none of a model's parameters, or one that says how it is served"
         raise Refused(f'parameter "{unknown[0]}" has no effect here', why, f"Choose of {', '.join(_PARAMETERS)}")
+    form = Form(to, fp16, weight_bits)
+    form.require_possible()
     cache = opened()
+    natives_aside()
     logs.to_standard_error(logging.INFO)
     began = time.monotonic()
     with translated(cache):
         try:
             settings = read_settings(source.name, given, tuple(ENGINES))
-            report = converted(source.absolute(), settings, samples, cache, out.absolute())
+            report = converted(source.absolute(), settings, samples, cache, out.absolute(), form)
         except ConfigError as error:
             raise Refused(error.what, error.why, error.do) from None
     if as_json:
@@ -103,14 +116,30 @@ def _print(report: Mapping[str, Any], out: Path, settings: Settings, seconds: fl
     facts |= {f"note {number}": note for number, note in enumerate(report["notes"], 1)}
     print_facts(facts)
     print_rows(_HEADINGS, map(_cells, report["verified"]), right=_HEADINGS[1:-1])
+    if export := report.get("export"):
+        _print_export(export)
     if report["passed"] or settings.verify == "warn":
         size = sum(file.stat().st_size for file in out.rglob("*") if file.name != REPORT)
         verdict = "PASSED" if report["passed"] else "FAILED, and written all the same, because verify is warn"
-        if not report["verified"] and report["passed"]:
+        if not report["verified"] and report["passed"] and not export:
             verdict = "PASSED: it is ONNX already, there is nothing to compare"
-        typer.echo(f"{verdict}: {out / MODEL} ({amount(size)}) seconds={seconds:.1f}")
+        model = out / FILES.get(report["to"], MODEL)
+        typer.echo(f"{verdict}: {model} ({amount(size)}) seconds={seconds:.1f}")
     else:
         typer.echo(f"FAILED: {report['failure']}\nThe errors are in {out / REPORT}; no model was written.")
+
+
+def _print_export(export: Mapping[str, Any]) -> None:
+    kind = " with float16 weights" if export["fp16"] else ""
+    kind = f" with {export['weight_bits']}-bit weights" if export["weight_bits"] else kind
+    accepted = "by type" if export["tolerance"] is None else format(export["tolerance"], "g")
+    facts = {
+        "written": f"as {export['to']}{kind} by {export['by']} in {export['seconds']:.1f} s",
+        "compared with": export["reference"].partition(" (")[0],
+        "accepted": f"{accepted}: {export['tolerance_reason']}",
+    }
+    print_facts(facts | {f"note on {export['to']}": note for note in export["notes"]})
+    print_rows(_HEADINGS, map(_cells, export["verified"]), right=_HEADINGS[1:-1])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

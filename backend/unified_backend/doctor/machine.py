@@ -188,7 +188,7 @@ def _gpu_name(cuda: ctypes.CDLL, index: int) -> str:
 
 def _describe(engine: str) -> str | None:
     """Version and capabilities of an engine's library, where there is more to say than that it is there."""
-    if package := {"openvino": "openvino", "litert": "ai-edge-litert"}.get(engine):
+    if package := {"openvino": "openvino", "litert": "ai-edge-litert", "mnn": "mnn", "ncnn": "ncnn"}.get(engine):
         return importlib.metadata.version(package)
     if engine != "onnxruntime":
         return None

@@ -1,6 +1,7 @@
 """Builds an engine in a process of its own: native readers crash on some damaged files, and that must not be a server.
 
-`python -m unified_backend.engines.apart` is that process; it reads one JSON object and prints one.
+`python -m unified_backend.engines.apart` is that process; it reads one JSON object and prints one, as does any module
+that `ask_apart` is given, through `answer_apart`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
 
-__all__ = ["build_apart"]
+__all__ = ["answer_apart", "ask_apart", "build_apart"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAST_WORDS = 300  # characters of what a process said before it died
@@ -48,22 +49,42 @@ def build_apart(engine: Engine, canonical: Canonical, settings: Settings, folder
         "feeds": dict(canonical.feeds),
         "names": settings.names,
         "folder": str(folder),
-        "memory": settings.conversion_memory,
     }
+    what, do = f"{canonical.label}: {engine.name} cannot read the {canonical.format} model", "Copy or export it again"
+    return dict(ask_apart("unified_backend.engines.apart", job, settings, what, do))
+
+
+def ask_apart(
+    module: str,
+    job: Mapping[str, Any],
+    settings: Settings,
+    what: str,
+    do: str,
+    variables: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What a module's process answers to a job, within the limits of time and memory that conversions have.
+
+    Args:
+        what: failed if it crashes, for the message.
+        do: the next step then.
+        variables: of its environment, beside those of this process.
+
+    Raises:
+        EngineError: its own error; or it crashed, hung or took too much memory.
+    """
     package = str(Path(unified_backend.__file__).parent.parent)
     paths = (package, *(path for path in sys.path if path), os.environ.get("PYTHONPATH"))
-    what, do = f"{canonical.label}: {engine.name} cannot read the {canonical.format} model", "Copy or export it again"
     try:
         # -P: what lies in the current directory is not what is imported.
         child = subprocess.run(
-            [hosts.interpreter(), "-P", "-m", "unified_backend.engines.apart"],
-            input=json.dumps(job),
+            [hosts.interpreter(), "-P", "-m", module],
+            input=json.dumps({**job, "memory": settings.conversion_memory}),
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
             timeout=settings.conversion_seconds or None,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(variables or {})},
         )
     except subprocess.TimeoutExpired as error:
         why = f"it was not done after {error.timeout:.0f} s"
@@ -79,14 +100,8 @@ def build_apart(engine: Engine, canonical: Canonical, settings: Settings, folder
     return dict(answer["facts"])
 
 
-def _death(child: subprocess.CompletedProcess[str]) -> str:
-    code = child.returncode
-    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-    words = " ".join(child.stderr.split())[-_LAST_WORDS:]
-    return f"its process {how}" + (f": {words}" if words else "")
-
-
-def _main() -> None:
+def answer_apart(work: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    """In that process: do the job on standard input, and print what comes of it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     job = json.load(sys.stdin)
     # What native libraries print goes where it is not taken for the answer.
@@ -94,6 +109,26 @@ def _main() -> None:
     os.dup2(2, 1)
     if job["memory"]:
         resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
+    answer: dict[str, Any]
+    try:
+        answer = {"facts": work(job)}
+    except UnifiedError as error:
+        answer = {"error": [error.what, error.why, error.do]}
+    except MemoryError:
+        why = f"it takes more than {amount(job['memory'])}"
+        answer = {"error": [f"{job['label']}: out of memory", why, "Raise the parameter `conversion_memory`"]}
+    with answers:
+        json.dump(answer, answers)
+
+
+def _death(child: subprocess.CompletedProcess[str]) -> str:
+    code = child.returncode
+    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    words = " ".join(child.stderr.split())[-_LAST_WORDS:]
+    return f"its process {how}" + (f": {words}" if words else "")
+
+
+def _built(job: Mapping[str, Any]) -> Mapping[str, Any]:
     canonical = Canonical(
         job["label"],
         Path(job["path"]),
@@ -108,17 +143,8 @@ def _main() -> None:
     engine: Engine = getattr(
         sys.modules.get(job["module"]) or __import__(job["module"], fromlist=["_"]), job["class"]
     )()
-    answer: dict[str, Any]
-    try:
-        answer = {"facts": engine.build(canonical, settings, Path(job["folder"]))}
-    except UnifiedError as error:
-        answer = {"error": [error.what, error.why, error.do]}
-    except MemoryError:
-        why = f"it takes more than {amount(job['memory'])}"
-        answer = {"error": [f"{job['label']}: out of memory", why, "Raise the parameter `conversion_memory`"]}
-    with answers:
-        json.dump(answer, answers)
+    return engine.build(canonical, settings, Path(job["folder"]))
 
 
 if __name__ == "__main__":
-    _main()
+    answer_apart(_built)

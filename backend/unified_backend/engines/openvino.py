@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: takes ONNX, and TensorFlow's files as they are; its IR is the built engine."""
+"""OpenVINO on the CPU: takes ONNX, its own IR, and TensorFlow's files as they are; IR is the built engine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class OpenVino:
     """The OpenVINO CPU rung."""
 
     name = "openvino"
-    accepts = frozenset({"onnx", "savedmodel", "graphdef", "checkpoint", "tflite"})
+    accepts = frozenset({"onnx", "savedmodel", "graphdef", "checkpoint", "tflite", "openvino"})
 
     def unusable(self) -> str | None:
         """Why OpenVINO cannot be used here, or None."""

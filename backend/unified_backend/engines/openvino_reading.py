@@ -65,6 +65,10 @@ def _named(canonical: Canonical) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield prepared(canonical.path, canonical.part, Path(folder)).path
         return
+    if canonical.format == "openvino":
+        with _as_ir(canonical.path) as path:
+            yield path
+        return
     own = canonical.path.name
     wanted = _FILE_NAMES.get(canonical.format, f"model{own}" if own == META else own)
     if own == wanted:
@@ -77,6 +81,19 @@ def _named(canonical: Canonical) -> Iterator[Path]:
                 (Path(folder) / name).symlink_to(beside.absolute())
         (Path(folder) / wanted).symlink_to(canonical.path.absolute())
         yield Path(folder) if canonical.format == "savedmodel" else Path(folder) / wanted
+
+
+@contextmanager
+def _as_ir(path: Path) -> Iterator[Path]:
+    """Both files of an IR under names by which OpenVINO knows them."""
+    if path.suffix == ".xml":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "model.xml"
+        made.symlink_to(path.absolute())
+        made.with_suffix(".bin").symlink_to(path.with_suffix(".bin").absolute())
+        yield made
 
 
 def _served_part(path: Path, canonical: Canonical) -> openvino.Model:

@@ -17,8 +17,11 @@ from unified_backend.formats.description import Description, choice
 from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.keras_archive import KerasArchive
 from unified_backend.formats.keras_hdf5 import KerasHdf5
+from unified_backend.formats.mnn import Mnn
 from unified_backend.formats.mxnet import MxNet
+from unified_backend.formats.ncnn import Ncnn
 from unified_backend.formats.onnx import Onnx
+from unified_backend.formats.openvino_ir import OpenVinoIr
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.tflite import TfLite
 from unified_backend.formats.torch_export import TorchExport
@@ -63,7 +66,7 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
-        *(TorchScript(), TorchExport(), MxNet()),
+        *(TorchScript(), TorchExport(), MxNet(), OpenVinoIr(), Mnn(), Ncnn()),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 from unified_backend.formats.wire import LENGTH, VARINT, Bytes, fields, mapped, varint
@@ -31,19 +32,31 @@ _MINDIR = (
     "a MindSpore model: export it where it is, with mindspore.export(network, inputs, file_name='model', "
     "file_format='ONNX')"
 )
+_TNN_TEXT = re.compile(rb'\A\s*"\d+ \d+ \d+(?: 420662477[02])? *,"')
+_TNN_WEIGHTS = (b"\x02\x00\xbc\xfa", b"\x04\x00\xbc\xfa")
+_NCNN_BINARY = struct.pack("<I", 7767517)
+
+_OTHERS = "convert the model that it was made from to ONNX"
+_TNN = f"part of a TNN model, whose library has no package for Python: {_OTHERS}"
+_NCNN = "the graph of an ncnn model in its binary form: put the text here, `.param`, with its `.bin`"
+_MACE = f"a MACE model, whose library has no package for Python: {_OTHERS}"
 _JAX = (
     "a StableHLO program as JAX exports it: export the function as ONNX, with jax2onnx.to_onnx(function, inputs=[...])"
 )
 
 
 def words(path: Path) -> str | None:
-    """A few words on a model of Caffe, Core ML, MindSpore or JAX; None for anything else."""
+    """A few words on a model of Caffe, Core ML, MindSpore, JAX, TNN, ncnn or MACE; None for anything else."""
     with mapped(path) as data:
         head = bytes(data[:_HEAD])
         if head.startswith(_MLIR) or (_MLIR in head and _STABLEHLO in head) or b"stablehlo." in head:
             return _JAX
         if _CAFFE_TEXT.search(head) and _CAFFE_LAYER.search(head):
             return _CAFFE
+        if _TNN_TEXT.match(head) or head.startswith(_TNN_WEIGHTS):
+            return _TNN
+        if head.startswith(_NCNN_BINARY):
+            return _NCNN
         if b"com.apple.CoreML" in head and b"itemInfoEntries" in head:
             return _COREML
         first = _first_fields(data)
@@ -53,6 +66,8 @@ def words(path: Path) -> str | None:
             return _COREML
         if _is_caffemodel(data, first):
             return _CAFFE
+        if _is_mace(data, first):
+            return _MACE
     return None
 
 
@@ -80,6 +95,18 @@ def _is_coreml(data: Bytes, first: _Fields) -> bool:
     if version != VARINT or first.get(2, _NONE)[0] != LENGTH:
         return False
     return 1 <= varint(data, begin)[0] < 100 and any(field in _COREML_TYPES for field in first)
+
+
+def _is_mace(data: Bytes, first: _Fields) -> bool:
+    """Operators as in NetDef of mace.proto: with a name, a type that is a word, and a device by its number."""
+    wire_type, begin, end = first.get(1, _NONE)
+    if wire_type != LENGTH:
+        return False
+    operator = _first_fields(data, begin, end)
+    kind, type_begin, type_end = operator.get(4, _NONE)
+    named = operator.get(3, _NONE)[0] == LENGTH and operator.get(2, _NONE)[0] == LENGTH
+    device = operator.get(5, (VARINT, 0, 0))[0] == VARINT
+    return named and device and kind == LENGTH and bytes(data[type_begin:type_end]).isalnum()
 
 
 def _is_caffemodel(data: Bytes, first: _Fields) -> bool:

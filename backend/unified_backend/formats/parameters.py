@@ -9,6 +9,7 @@ __all__ = ["refuse_unused"]
 
 _TORCHSCRIPT = ("method", "arguments", "stateful")
 _ALL = ("signature", "tags", "inputs", "outputs", "names", "opset", "converter")
+_OF_CONVERSIONS = ("signature", "tags", "opset", "converter")
 # format -> those of them that it has not got, and why.
 _UNUSED = {
     "onnx": (_ALL, "the model is ONNX already, and is served as it is"),
@@ -20,6 +21,9 @@ _UNUSED = {
     "torch-export": (("tags", "outputs"), "an exported program is served with all of its outputs"),
     "mxnet": (("signature", "tags", "outputs"), "an MXNet graph is served with all of its outputs"),
     "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
+    "openvino": (_OF_CONVERSIONS, "an OpenVINO model is served as it is"),
+    "ncnn": (_OF_CONVERSIONS, "an ncnn model is served as it is"),
+    "mnn": (_OF_CONVERSIONS, "an MNN file is served as it is"),
 }
 
 

@@ -35,11 +35,12 @@ from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import toolchain_for
 from unified_backend.verification import Sample, read_samples, samples_of
 
-__all__ = ["direct", "key_of_direct"]
+__all__ = ["build_direct", "direct", "key_of_direct"]
 
 logger = logging.getLogger(__name__)
 
 _OWN = {"tflite": "litert"}  # format -> the engine that is the format's own: what it answers is right by definition
+_FIXED_BATCH = ("tflite", "mnn")
 _ITSELF = "itself alone: no other engine takes the file"
 
 
@@ -61,7 +62,7 @@ def direct(
 
     def make(folder: Path) -> dict[str, Any]:
         integrity.check(foreign.source)
-        facts, runner = _built(foreign, engine, folder)
+        facts, runner = build_direct(foreign, engine, folder)
         samples, judge = _answers(foreign, engine, lookup)
         rows = foreign.verified(runner, samples, engine.name, judge)
         logger.info(
@@ -96,13 +97,13 @@ def key_of_direct(foreign: Foreign, engine: Engine) -> Key:
     )
 
 
-def _built(foreign: Foreign, engine: Engine, folder: Path) -> tuple[Mapping[str, Any], Runner]:
+def build_direct(foreign: Foreign, engine: Engine, folder: Path) -> tuple[Mapping[str, Any], Runner]:
     """The engine, built and loaded; with an open batch dimension where the file fixes it at 1 and a run proves it.
 
-    TensorFlow Lite's converter fixes it, whatever the model was.
+    The converters of TensorFlow Lite and MNN fix it, whatever the model was.
     """
     given = foreign.signature
-    if foreign.source.format == "tflite" and (opened := _with_open_batch(given)):
+    if foreign.source.format in _FIXED_BATCH and (opened := _with_open_batch(given)):
         try:
             facts, runner = _tried(foreign, engine, opened, folder)
             if prove_batching(runner, foreign.fixed).verdict is Verdict.PROVEN:
@@ -182,13 +183,12 @@ def _answers(foreign: Foreign, engine: Engine, lookup: Lookup) -> tuple[list[Sam
 
 
 def _with_open_batch(signature: Signature) -> Signature | None:
-    """The signature with an open first dimension, if each input and output has a fixed one of 1."""
-    if not signature.inputs or not all(
-        spec.shape and spec.shape[0] == 1 for spec in (*signature.inputs, *signature.outputs)
-    ):
+    """The signature with an open first dimension, if each has a fixed one of 1; an MNN file tells of inputs only."""
+    known = [spec for spec in signature.outputs if spec.shape is not None]
+    if not signature.inputs or not all(spec.shape and spec.shape[0] == 1 for spec in (*signature.inputs, *known)):
         return None
     inputs, outputs = (
-        tuple(dataclasses.replace(spec, shape=(None, *(spec.shape or ())[1:])) for spec in side)
+        tuple(spec if spec.shape is None else dataclasses.replace(spec, shape=(None, *spec.shape[1:])) for spec in side)
         for side in (signature.inputs, signature.outputs)
     )
     return Signature(inputs, outputs)

@@ -14,7 +14,15 @@ from unified_backend.formats.description import Description
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
-from unified_backend.verification import Compared, Sample, require, require_steady, samples_of, verify
+from unified_backend.verification import (
+    Compared,
+    Sample,
+    require,
+    require_alive,
+    require_steady,
+    samples_of,
+    verify,
+)
 
 __all__ = ["Foreign"]
 
@@ -58,8 +66,11 @@ class Foreign:
         try:
             rows = verify(runner, samples, self.settings.tolerance)
             require(rows, judge, what)
-            for sample in (samples or samples_of(runner, self.fixed))[:1]:
+            own = samples or samples_of(runner, self.fixed, [path for path, _ in self.samples])
+            for sample in own[:1]:
                 require_steady(runner, sample, self.settings.tolerance)
+            if not samples:
+                require_alive(runner, own)
         except VerificationError as error:
             named = VerificationError(f"{self.source.label}: {error.what}", error.why, error.do)
             if self.settings.verify == "strict":

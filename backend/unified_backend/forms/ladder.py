@@ -96,12 +96,12 @@ def _obstacle(foreign: Foreign) -> str:
     """Why there is no way at all."""
     chosen, form = foreign.settings.engine, foreign.source.format
     reasons = [f"{engine.name}: {reason}" for engine in _takers(foreign) if (reason := engine.unusable())]
-    if toolchain := toolchain_for(form):
-        if chosen != "auto" and "onnx" not in ENGINES[chosen].accepts:
-            takers = [name for name, engine in ENGINES.items() if form in engine.accepts]
-            reasons.append(f'parameter "engine" is "{chosen}", and {", ".join(takers) or "none"} takes it as it is')
-        elif toolchain_mode() == "off":
-            reasons.append(f"TRITON_UNIFIED_TOOLCHAINS is off, and the toolchain {toolchain.name} would convert it")
+    takers = [name for name, engine in ENGINES.items() if form in engine.accepts]
+    toolchain = toolchain_for(form)
+    if chosen not in ("auto", *takers) and (toolchain is None or "onnx" not in ENGINES[chosen].accepts):
+        reasons.append(f'parameter "engine" is "{chosen}", and {", ".join(takers) or "none"} takes it as it is')
+    elif toolchain and toolchain_mode() == "off":
+        reasons.append(f"TRITON_UNIFIED_TOOLCHAINS is off, and the toolchain {toolchain.name} would convert it")
     return "; ".join(reasons) or f"{form} is recognised, and none of {', '.join(ENGINES)} takes it as it is"
 
 
@@ -110,6 +110,8 @@ def _next_step(foreign: Foreign, failures: Sequence[UnifiedError]) -> str:
     for error in failures:
         if isinstance(error, VerificationError) or error.do.startswith("Copy it again"):
             return error.do
+    if not failures and toolchain_for(foreign.source.format) is None:
+        return "Install the engine that is missing, or correct the parameter `engine`"
     return _EXPORT if foreign.source.format == "savedmodel" else f"{_EXPORT}, {_AS_SAVEDMODEL}"
 
 

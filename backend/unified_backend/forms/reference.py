@@ -9,6 +9,8 @@ from unified_backend import hosts
 from unified_backend.conversion.normalise import normalise
 from unified_backend.engines import Canonical, Engine, Runner, Threads
 from unified_backend.engines.litert import LiteRt
+from unified_backend.engines.mnn import MnnEngine
+from unified_backend.engines.ncnn import NcnnEngine
 from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
@@ -20,7 +22,9 @@ from unified_backend.tensors import Signature
 
 __all__ = ["ENGINES", "Reference", "canonical_of_onnx"]
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OnnxRuntime(), OpenVino(), LiteRt())}
+ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (OnnxRuntime(), OpenVino(), LiteRt(), MnnEngine(), NcnnEngine())
+}
 
 
 class Reference:

@@ -1,0 +1,1 @@
+"""The canonical ONNX model in the format of another engine: see `export`."""

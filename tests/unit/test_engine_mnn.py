@@ -1,0 +1,171 @@
+"""MNN serves its own files: right numbers, batches where they are proven, and no answer in place of a wrong one."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+import engine_files
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from unified_backend.cache import Cache
+from unified_backend.engines.mnn import MnnEngine
+from unified_backend.engines.printed import printed
+from unified_backend.errors import EngineError, RequestError, UnifiedError, VerificationError
+from unified_backend.loading import Loaded, describe, load
+from unified_backend.verification import require_alive, samples_of
+
+
+def loaded(home: Path, model: Path, **parameters: str) -> Loaded:
+    """A model in a version folder of its own, loaded as the server would."""
+    folder = home / "models" / "net" / "1"
+    folder.mkdir(parents=True)
+    for file in model.parent.iterdir() if model.suffix == ".xml" else [model]:
+        shutil.copy(file, folder)
+    config = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
+    with Cache(home / "cache") as cache:
+        return load(describe("net/1", folder, config, cache), cache)
+
+
+def small(home: Path, text: str) -> tuple[Path, onnxruntime.InferenceSession]:
+    """A small model as `.mnn`, and the ONNX that it was made from in ONNX Runtime."""
+    home.mkdir(parents=True, exist_ok=True)
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["":17]> {text}')
+    onnx.save(model, home / "small.onnx")
+    return engine_files.mnn(home / "small.onnx"), onnxruntime.InferenceSession(home / "small.onnx")
+
+
+def test_a_network_answers_as_onnx_runtime_at_every_batch_and_size(tmp_path):
+    served = loaded(tmp_path, engine_files.mnn(engine_files.CLS))
+    assert served.engine == "mnn"
+    assert served.described.config["max_batch_size"] == 32
+    reference = onnxruntime.InferenceSession(engine_files.CLS)
+    (output,) = [spec.name for spec in served.runner.signature.outputs]
+    for shape in ((1, 3, 48, 192), (5, 3, 48, 96), (2, 3, 48, 192)):
+        x = np.random.default_rng(shape[0]).random(shape, np.float32)
+        into = np.empty((shape[0], 2), np.float32)
+        (answer,) = served.runner.run({"x": x}, [output], {output: into})
+        assert answer is into
+        np.testing.assert_allclose(answer, reference.run(None, {"x": x})[0], atol=1e-4)
+
+
+def test_several_inputs_and_integers(tmp_path):
+    text = "g (int64[N,3] a, int64[N,3] b) => (int64[N,3] s, int64[N,3] p) { s = Add(a, b) p = Mul(a, b) }"
+    runner = loaded(tmp_path, small(tmp_path, text)[0]).runner
+    assert [(spec.name, spec.dtype) for spec in runner.signature.inputs] == [("a", "INT32"), ("b", "INT32")]
+    a, b = np.arange(6, dtype=np.int32).reshape(2, 3), np.full((2, 3), 7, np.int32)
+    p, s = runner.run({"a": a, "b": b}, ["p", "s"])
+    np.testing.assert_array_equal(p, a * b)
+    np.testing.assert_array_equal(s, a + b)
+
+
+def test_a_model_that_mixes_its_batch_is_served_one_by_one(tmp_path):
+    model, _ = small(tmp_path, "g (float[N,4] x) => (float[N,4] y) { y = Softmax<axis=0>(x) }")
+    served = loaded(tmp_path, model)
+    assert served.described.config["max_batch_size"] == 0
+    with pytest.raises(RequestError, match=r"shape \[2, 4\] and the model takes \[1, 4\]"):
+        served.runner.run({"x": np.zeros((2, 4), np.float32)}, ["y"])
+
+
+def test_a_request_of_another_shape_is_refused_and_the_next_is_answered(tmp_path):
+    runner = loaded(tmp_path, engine_files.mnn(engine_files.CLS)).runner
+    (output,) = [spec.name for spec in runner.signature.outputs]
+    for shape in ((1, 4, 48, 192), (3, 48, 192), (0, 3, 48, 192)):
+        with pytest.raises(RequestError, match="has shape"):
+            runner.run({"x": np.zeros(shape, np.float32)}, [output])
+    assert runner.run({"x": np.zeros((1, 3, 48, 192), np.float32)}, [output])[0].shape == (1, 2)
+
+
+def test_parameters_choose_outputs_shapes_and_names(tmp_path):
+    text = "g (float[N,3] a, float[N,3] b) => (float[N,3] s, float[N,3] p) { s = Add(a, b) p = Mul(a, b) }"
+    served = loaded(tmp_path, small(tmp_path, text)[0], outputs="p", names='{"p": "product", "a": "left"}')
+    assert [spec.name for spec in served.runner.signature.outputs] == ["product"]
+    feeds = {"left": np.full((1, 3), 2, np.float32), "b": np.full((1, 3), 3, np.float32)}
+    np.testing.assert_array_equal(served.runner.run(feeds, ["product"])[0], [[6, 6, 6]])
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_another_engine_is_refused_by_name(tmp_path, engine):
+    with pytest.raises(EngineError, match=f'parameter "engine" is "{engine}", and mnn takes it as it is'):
+        loaded(tmp_path, engine_files.mnn(engine_files.CLS), engine=engine)
+
+
+def test_mnn_is_not_asked_for_a_model_that_it_does_not_take(tmp_path):
+    with pytest.raises(EngineError, match="mnn: it takes mnn, and no onnx"):
+        loaded(tmp_path, engine_files.CLS, engine="mnn")
+
+
+def test_where_the_package_is_missing_the_extra_that_brings_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("unified_backend.engines.mnn.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"pip install 'triton-unified-backend\[direct\]'"):
+        loaded(tmp_path, engine_files.mnn(engine_files.CLS))
+
+
+def operator_types(data: bytes) -> list[int]:
+    """Where in a file the type of each operator stands (slot 5 of each table in slot 3 of the root)."""
+
+    def at(form: str, position: int) -> int:
+        return struct.unpack_from(form, data, position)[0]
+
+    def field(table: int, slot: int) -> int:
+        slots = table - at("<i", table)
+        return table + at("<H", slots + 4 + 2 * slot)
+
+    vector = field(at("<I", 0), 3)
+    start = vector + at("<I", vector)
+    entries = range(start + 4, start + 4 + 4 * at("<I", start), 4)
+    return [field(entry + at("<I", entry), 5) for entry in entries]
+
+
+@pytest.mark.parametrize(("kind", "words"), [(999, ""), (256, "Plugin is not supported"), (39, "SIGSEGV")])
+def test_an_operator_that_mnn_lacks_fails_the_load_whatever_mnn_does(tmp_path, kind, words):
+    """It may print a line, answer nothing, or crash: that is what each of these types makes it do."""
+    data = bytearray(engine_files.mnn(engine_files.CLS).read_bytes())
+    places = operator_types(data)
+    struct.pack_into("<i", data, places[len(places) // 2], kind)
+    (tmp_path / "lacking.mnn").write_bytes(data)
+    with pytest.raises(UnifiedError) as refused:
+        loaded(tmp_path, tmp_path / "lacking.mnn")
+    assert words in str(refused.value)
+    assert "net/1: " in str(refused.value)
+
+
+def test_a_file_cut_short_in_its_weights_is_refused_by_mnn_itself(tmp_path):
+    data = engine_files.mnn(engine_files.CLS).read_bytes()
+    (tmp_path / "cut.mnn").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UnifiedError, match="damaged"):
+        loaded(tmp_path, tmp_path / "cut.mnn")
+
+
+def test_answers_that_are_always_zero_prove_nothing(tmp_path):
+    text = "g (float[N,3] x) => (float[N,3] y) <float z = {0.0}> { y = Mul(x, z) }"
+    with pytest.raises(VerificationError, match="output y is nothing but zeros"):
+        loaded(tmp_path / "strict", small(tmp_path, text)[0])
+    assert loaded(tmp_path / "warn", small(tmp_path, text)[0], verify="warn").engine == "mnn"
+
+
+def test_answers_that_are_no_numbers_prove_nothing(tmp_path):
+    text = "g (float[N,3] x) => (float[N,3] y) { a = Neg(x) b = Sub(a, x) c = Sub(b, x) d = Log(c) y = Add(d, d) }"
+    runner = loaded(tmp_path, small(tmp_path, text)[0], verify="warn").runner
+    with pytest.raises(VerificationError, match="output y is nothing but no number"):
+        require_alive(runner, samples_of(runner, {}))
+
+
+def test_what_a_native_library_prints_is_kept_and_nothing_is_lost(capfd):
+    import ctypes
+
+    with printed() as lines:
+        ctypes.CDLL(None).puts(b"Plugin is not supported")
+    ctypes.CDLL(None).puts(b"after")
+    ctypes.CDLL(None).fflush(None)
+    assert lines == ["Plugin is not supported"]
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_its_version_is_part_of_the_key():
+    from unified_backend.settings import Settings
+
+    assert MnnEngine().key_fields(Settings())["mnn"].count(".") == 2
