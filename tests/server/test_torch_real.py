@@ -12,21 +12,34 @@ import real_models
 import skimage.data
 import torch_real_models
 from answers import assert_answers, framework_samples
+from engine_files import ir, mnn
 from helpers import Triton, start_server
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Triton would take a file `model.onnx` for its own backend's.
-FORMATS: Mapping[str, Mapping[str, str]] = {
+EXPORTED: Mapping[str, Mapping[str, str]] = {
     "efficientnet_torchscript": {"1/classifier": "efficientnet.pt"},
     "efficientnet_export": {"1/classifier": "efficientnet.pt2"},
     "efficientnet_onnx": {"1/classifier": "efficientnet.onnx"},
     "efficientnet_external": {"1/classifier": "external/model.onnx", "1/model.onnx.data": "external/model.onnx.data"},
 }
+# What MNN's and OpenVINO's own converters make of the ONNX file, served as it is.
+ENGINES = ("efficientnet_mnn", "efficientnet_openvino")
+MODELS = (*EXPORTED, *ENGINES)
 # Photograph -> the class of ImageNet it shows: Egyptian cat, espresso, motor scooter, monastery or palace, daisy.
 CLASSES = {"chelsea": 282, "coffee": 967, "motorcycle_left": 665, "china": 698, "flower": 985}
 DETECTORS = {"pnet": (-1, -1), "rnet": (24, 24), "onet": (48, 48)}
+
+
+def engine_files() -> dict[str, dict[str, Path]]:
+    source = torch_real_models.path("efficientnet.onnx")
+    graph = ir(source)
+    return {
+        "efficientnet_mnn": {"1/classifier": mnn(source)},
+        "efficientnet_openvino": {"1/classifier.xml": graph, "1/classifier.bin": graph.with_suffix(".bin")},
+    }
 
 
 def detector_config(height: int, width: int) -> str:
@@ -41,8 +54,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     folder = tmp_path_factory.mktemp("torch_real") / "models"
     folder.mkdir()
     with start_server(folder, made_models.toolchain_environment("torch"), model_control_mode="explicit") as server:
-        for name, files in FORMATS.items():
-            server.add_model(f"{name}.unified", {path: torch_real_models.path(file) for path, file in files.items()})
+        exported = {
+            name: {path: torch_real_models.path(file) for path, file in files.items()}
+            for name, files in EXPORTED.items()
+        }
+        for name, files in {**exported, **engine_files()}.items():
+            server.add_model(f"{name}.unified", files)
             server.load(f"{name}.unified")
         for name, size in DETECTORS.items():
             config = detector_config(*size)
@@ -77,18 +94,18 @@ def answer(server: Triton, model: str, images: np.ndarray) -> np.ndarray:
     return scores
 
 
-@pytest.mark.parametrize("model", FORMATS)
+@pytest.mark.parametrize("model", MODELS)
 def test_a_classifier_knows_five_photographs(server: Triton, photographs: np.ndarray, model: str):
     assert answer(server, f"{model}.unified", photographs).argmax(-1).tolist() == list(CLASSES.values())
 
 
-def test_four_formats_of_one_classifier_agree(server: Triton, photographs: np.ndarray):
-    first, *others = (answer(server, f"{model}.unified", photographs) for model in FORMATS)
+def test_all_formats_of_one_classifier_agree(server: Triton, photographs: np.ndarray):
+    first, *others = (answer(server, f"{model}.unified", photographs) for model in MODELS)
     for scores in others:
         np.testing.assert_allclose(scores, first, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", FORMATS)
+@pytest.mark.parametrize("model", MODELS)
 def test_each_row_of_a_batch_is_answered_as_it_is_alone(server: Triton, photographs: np.ndarray, model: str):
     model = f"{model}.unified"
     alone = answer(server, model, photographs)

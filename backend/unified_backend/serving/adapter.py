@@ -89,11 +89,12 @@ class ModelInstance:
         self._executor = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
         self.execute = self._executor.execute
         logger.info(
-            "loaded model=%s instance=%s format=%s engine=%s threads=%d requests=%s %s",
+            "loaded model=%s instance=%s format=%s engine=%s max_batch_size=%d threads=%d requests=%s %s",
             label,
             args["model_instance_name"],
             described.source.format,
             loaded.engine,
+            config["max_batch_size"],
             loaded.threads.intra_op,
             "concatenated" if plan.concatenate else "looped",
             report.line(),
