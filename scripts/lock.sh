@@ -36,3 +36,4 @@ compile "$@" --no-header --override requirements/toolchain-overrides.txt \
 compile "$@" --no-header --output-file build/torch.lock requirements/toolchain-torch.in
 cat build/torch.lock requirements/toolchain-torch-cpu.lock >backend/unified_backend/toolchains/torch.lock
 compile "$@" --no-header --output-file backend/unified_backend/toolchains/mxnet.lock requirements/toolchain-mxnet.in
+compile "$@" --no-header --output-file backend/unified_backend/toolchains/trees.lock requirements/toolchain-trees.in

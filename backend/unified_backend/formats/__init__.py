@@ -23,9 +23,11 @@ from unified_backend.formats.ncnn import Ncnn
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.openvino_ir import OpenVinoIr
 from unified_backend.formats.savedmodel import SavedModel
+from unified_backend.formats.skops import Skops
 from unified_backend.formats.tflite import TfLite
 from unified_backend.formats.torch_export import TorchExport
 from unified_backend.formats.torchscript import TorchScript
+from unified_backend.formats.trees import LightGbm, XgBoost
 from unified_backend.settings import Settings
 
 __all__ = ["FORMATS", "Format", "Source", "find_source"]
@@ -67,6 +69,7 @@ FORMATS: dict[str, Format] = {
     for form in (
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
         *(TorchScript(), TorchExport(), MxNet(), OpenVinoIr(), Mnn(), Ncnn()),
+        *(Skops(), LightGbm(), XgBoost()),
     )
 }
 

@@ -82,6 +82,15 @@ TOOLCHAINS = {
             "MXNet has wheels for x86-64 alone, and needs the system's libgomp1 and libquadmath0",
             "import numpy; [setattr(numpy, kind.__name__, kind) for kind in (bool, object, int, float)]",
         ),
+        Toolchain(
+            "trees",
+            Path(__file__).parent / "trees.lock",
+            "unified_backend.toolchains.workers.trees",
+            ("sklearn", "skops.io", "lightgbm", "xgboost", "skl2onnx", "onnxmltools", "onnxsim"),
+            frozenset({"sklearn", "lightgbm", "xgboost"}),
+            "scikit-learn 1.9, LightGBM 4.7, XGBoost 3.2, their converters; 0.5 GB",
+            "LightGBM needs the system's libgomp1",
+        ),
     )
 }
 
