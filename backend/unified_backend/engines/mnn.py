@@ -15,7 +15,7 @@ import numpy as np
 from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.printed import printed
 from unified_backend.errors import EngineError, RequestError
-from unified_backend.formats.mnn import net_of
+from unified_backend.formats.mnn import EXTERNAL, net_of
 from unified_backend.samples import Recipe, recipes
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec
@@ -23,7 +23,7 @@ from unified_backend.tensors import Array, Signature, TensorSpec
 __all__ = ["MnnEngine", "MnnRunner"]
 
 _RECIPE = 1  # raised when the same key fields would give other files
-_MODEL, _WEIGHTS = "model.mnn", "model.mnn.weight"
+_MODEL = "model.mnn"
 # It goes on without what it lacks, and says so on standard output only.
 _UNSUPPORTED = re.compile(r"not support|unsupport|don't support|doesn't support|can't find", re.IGNORECASE)
 _MOST_LINES = 4
@@ -53,9 +53,9 @@ class MnnEngine:
             EngineError: MNN does not read it, does not run it, or says that it lacks an operator.
         """
         shutil.copyfile(canonical.path, folder / _MODEL)
-        beside = canonical.path.with_name(f"{canonical.path.name}.weight")
+        beside = canonical.path.with_name(canonical.path.name + EXTERNAL)
         if beside.is_file():
-            shutil.copyfile(beside, folder / _WEIGHTS)
+            shutil.copyfile(beside, folder / (_MODEL + EXTERNAL))
         with printed() as lines:
             try:
                 module = _Module(canonical, folder / _MODEL, 1)
