@@ -233,3 +233,14 @@ def test_its_version_is_part_of_the_key():
     from unified_backend.settings import Settings
 
     assert MnnEngine().key_fields(Settings())["mnn"].count(".") == 2
+
+
+def test_an_output_that_depends_on_a_size_is_not_taken_for_fixed(tmp_path):
+    """A 32nd of 48 and of 64 is 2, rounded up: sizes that are tried must lie further apart."""
+    text = (
+        "g (float[N,1,h,w] x) => (float[N,1,a,b] y) "
+        "{ y = MaxPool<kernel_shape=[32,32], strides=[32,32], ceil_mode=1>(x) }"
+    )
+    runner = loaded(tmp_path, small(tmp_path, text)[0]).runner
+    assert [spec.shape for spec in runner.signature.outputs] == [(None, 1, None, None)]
+    assert runner.run({"x": np.ones((2, 1, 320, 640), np.float32)}, ["y"])[0].shape == (2, 1, 10, 20)
