@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-TESTS = ("test_tensorflow_family", "test_torch", "test_torch_real", "test_mxnet", "test_trees")
+TESTS = ("test_tensorflow_family", "test_torch", "test_torch_real", "test_mxnet", "test_trees", "test_paddle")
 BEGIN, END = "<!-- what benchmarks/formats.py wrote -->", "<!-- until here -->"
 
 _MODEL = r"model=(?P<model>\S+)/\d+ "

@@ -37,3 +37,4 @@ compile "$@" --no-header --output-file build/torch.lock requirements/toolchain-t
 cat build/torch.lock requirements/toolchain-torch-cpu.lock >backend/unified_backend/toolchains/torch.lock
 compile "$@" --no-header --output-file backend/unified_backend/toolchains/mxnet.lock requirements/toolchain-mxnet.in
 compile "$@" --no-header --output-file backend/unified_backend/toolchains/trees.lock requirements/toolchain-trees.in
+compile "$@" --no-header --output-file backend/unified_backend/toolchains/paddle.lock requirements/toolchain-paddle.in

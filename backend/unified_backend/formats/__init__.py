@@ -22,6 +22,7 @@ from unified_backend.formats.mxnet import MxNet
 from unified_backend.formats.ncnn import Ncnn
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.openvino_ir import OpenVinoIr
+from unified_backend.formats.paddle import Paddle
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.skops import Skops
 from unified_backend.formats.tflite import TfLite
@@ -68,7 +69,7 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
-        *(TorchScript(), TorchExport(), MxNet(), OpenVinoIr(), Mnn(), Ncnn()),
+        *(TorchScript(), TorchExport(), MxNet(), Paddle(), OpenVinoIr(), Mnn(), Ncnn()),
         *(Skops(), LightGbm(), XgBoost()),
     )
 }

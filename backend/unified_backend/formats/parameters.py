@@ -22,6 +22,7 @@ _UNUSED = {
     "sklearn": (("signature", "tags", "inputs", "outputs"), "an estimator is served with all of its outputs"),
     "lightgbm": (("signature", "tags", "inputs", "outputs"), "a booster is served with all of its outputs"),
     "xgboost": (("signature", "tags", "inputs", "outputs"), "a booster is served with all of its outputs"),
+    "paddle": (("signature", "tags"), "a Paddle program has neither signatures nor tags"),
     "mxnet": (("signature", "tags", "outputs"), "an MXNet graph is served with all of its outputs"),
     "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
     "openvino": (_OF_CONVERSIONS, "an OpenVINO model is served as it is"),

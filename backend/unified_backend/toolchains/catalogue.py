@@ -91,6 +91,15 @@ TOOLCHAINS = {
             "scikit-learn 1.9, LightGBM 4.7, XGBoost 3.2, their converters; 0.5 GB",
             "LightGBM needs the system's libgomp1",
         ),
+        Toolchain(
+            "paddle",
+            Path(__file__).parent / "paddle.lock",
+            "unified_backend.toolchains.workers.paddle",
+            ("paddle", "onnxsim"),
+            frozenset({"paddle"}),
+            "PaddlePaddle 3.3 for CPUs, paddle2onnx 2.1; 1 GB",
+            "PaddlePaddle needs the system's libgomp1",
+        ),
     )
 }
 
