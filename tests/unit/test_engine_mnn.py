@@ -244,3 +244,12 @@ def test_an_output_that_depends_on_a_size_is_not_taken_for_fixed(tmp_path):
     runner = loaded(tmp_path, small(tmp_path, text)[0]).runner
     assert [spec.shape for spec in runner.signature.outputs] == [(None, 1, None, None)]
     assert runner.run({"x": np.ones((2, 1, 320, 640), np.float32)}, ["y"])[0].shape == (2, 1, 10, 20)
+
+
+def test_a_scalar_input_stays_a_scalar(tmp_path):
+    """NumPy's `ascontiguousarray` would make a vector of it."""
+    text = "g (float[N,3] x, float s) => (float[N,3] y) { y = Mul(x, s) }"
+    runner = loaded(tmp_path, small(tmp_path, text)[0]).runner
+    scale = next(spec for spec in runner.signature.inputs if spec.name == "s")
+    feeds = {"x": np.array([[1, 2, 3]], np.float32), "s": np.full(scale.shape or (), 2, np.float32)}
+    np.testing.assert_array_equal(runner.run(feeds, ["y"])[0], [[2, 4, 6]])

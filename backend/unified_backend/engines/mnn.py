@@ -156,7 +156,7 @@ class _Module:
         for spec, layout in zip(self.inputs, self._layouts, strict=True):
             array = feeds[spec.name]
             _require_shape(spec, array)
-            values.append(self._value(np.ascontiguousarray(array), layout))
+            values.append(self._value(np.asarray(array, order="C"), layout))
         found = self._loaded.onForward(values)
         if len(found) != len(self._names):
             return None
