@@ -122,7 +122,7 @@ def _of_json(path: Path) -> dict[str, Any]:
     for each in operators:
         kind = str(each["#"]).rpartition(".")[2]
         if kind in ("data", "fetch"):
-            name = next(entry["AT"]["D"] for entry in each["A"] if entry["N"] == "name")
+            name = {entry["N"]: entry["AT"]["D"] for entry in each["A"]}["name"]
             (dtype, sizes, *_) = each["O"][0]["TT"]["D"]
             shape = tuple(size if size >= 0 else None for size in sizes)
             side = "inputs" if kind == "data" else "outputs"
