@@ -27,6 +27,11 @@ output [
   { name: "best__1" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }
 ]
 """
+# Its branches look at all rows at once.
+BRANCHES = """backend: "unified"
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 1, 4 ] } ]
+parameters { key: "arguments" value { string_value: "{\\"times\\": 2}" } }
+"""
 PIXELS = """backend: "unified"
 max_batch_size: 8
 input [ { name: "image" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] } ]
@@ -53,6 +58,7 @@ def server(folder: Path) -> Iterator[Triton]:
         server.add_model("traced", {"1/model.pt": torch_models.path("several_traced.pt")}, SEVERAL)
         server.add_model("exported", {"1/model.pt2": torch_models.path("several.pt2")}, SEVERAL)
         server.add_model("pixels", {"1/model.pt": torch_models.path("pixels_scripted.pt")}, PIXELS)
+        server.add_model("branches", {"1/model.pt": torch_models.path("control_flow_scripted.pt")}, BRANCHES)
         server.add_model("unknown.unified", {"1/lstm.pt": torch_models.path("lstm_scripted.pt")})
         yield server
 
@@ -80,6 +86,14 @@ def test_dimensions_that_the_config_leaves_open_stay_open(server: Triton):
     for height, width in ((48, 40), (33, 65)):
         image = np.random.default_rng(1).integers(0, 255, (2, height, width, 3), np.uint8)
         assert server.infer("pixels", {"image": image})["OUTPUT__0"].shape == (2, 4)
+
+
+def test_a_module_with_branches_and_loops_takes_them_by_its_input(server: Triton, folder: Path):
+    server.load("branches")
+    assert_answers(server, "branches", framework_samples(folder.parent / "cache", "branches/1"))
+    below, above = (server.infer("branches", {"x": np.full((1, 4), x, np.float32)})["OUTPUT__0"] for x in (-5, 5))
+    np.testing.assert_array_equal(below, np.full((1, 4), -7, np.float32))
+    assert not np.allclose(above, above.round())
 
 
 def test_a_scripted_module_without_a_config_is_refused_with_the_lines_to_write(server: Triton):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,45 @@ def test_the_newest_parameters_of_a_checkpoint_are_taken(tmp_path):
     told = printed(tmp_path, "inspect", mxnet_models.path("module"))
     assert list(told["files"]) == ["net-symbol.json", "net-0012.params"]
     assert told["facts"]["operators"]["SoftmaxOutput"] == 1
+
+
+def as_before_version_1(folder: Path) -> None:
+    """The files of a Module as MXNet 0.9 wrote them: other keys in the graph, arrays without a magic number."""
+    graph = folder / "net-symbol.json"
+    whole = json.loads(graph.read_text())
+    nodes = [
+        {
+            **{"op": node["op"], "param": node.get("attrs", {}), "name": node["name"]},
+            **{"inputs": [entry[:2] for entry in node["inputs"]], "backward_source_id": -1},
+        }
+        for node in whole["nodes"]
+    ]
+    heads = [head[:2] for head in whole["heads"]]
+    graph.write_text(json.dumps({"nodes": nodes, "arg_nodes": whole["arg_nodes"], "heads": heads}))
+    rng = np.random.default_rng(7)
+    arrays = {
+        "arg:hidden_weight": rng.random((8, 4), np.float32),
+        "arg:hidden_bias": rng.random(8, np.float32),
+        "arg:scores_weight": rng.random((3, 8), np.float32),
+        "arg:scores_bias": rng.random(3, np.float32),
+    }
+    written = [struct.pack("<QQQ", 0x112, 0, len(arrays))]
+    for array in arrays.values():
+        shape = struct.pack(f"<I{array.ndim}I", array.ndim, *array.shape)
+        written.append(shape + struct.pack("<iii", 1, 0, 0) + array.tobytes())
+    written.append(struct.pack("<Q", len(arrays)))
+    written += [struct.pack("<Q", len(name)) + name.encode() for name in arrays]
+    for file in folder.glob("*.params"):
+        file.unlink()
+    (folder / "net-0003.params").write_bytes(b"".join(written))
+
+
+def test_files_from_before_version_1_are_converted(tmp_path):
+    folder = copied(mxnet_models.path("module"), tmp_path / "module")
+    as_before_version_1(folder)
+    code, log = convert(tmp_path, folder)
+    assert code == 0, log
+    assert max(row["max_abs"] for row in report(tmp_path)["verified"]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,19 @@ def test_a_pickle_by_itself_runs_nothing(tmp_path, name):
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_pickle_in_the_place_of_a_state_dict_runs_nothing(tmp_path):
+    """As torch.save writes weights: a zip whose only pickle is data.pkl."""
+    source = changed(
+        torch_models.path("state_dict.pt"),
+        tmp_path / "weights.pt",
+        {"data.pkl": pickle.dumps(Payload(tmp_path / "mark"))},
+    )
+    code, log = convert(tmp_path, source)
+    assert code == 1
+    assert "a pickled PyTorch module (posix.mkdir), whose code is not in it; it is never loaded" in log
+    assert not (tmp_path / "mark").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [

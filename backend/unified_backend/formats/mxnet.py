@@ -40,10 +40,10 @@ class MxNet:
         """
         with path.open("rb") as file:
             head = file.read(_ENDS)
+            if not re.match(rb'\s*\{\s*"nodes"\s*:\s*\[', head) or b'"op"' not in head:
+                return False
             file.seek(max(0, path.stat().st_size - _ENDS))
             tail = file.read()
-        if not re.match(rb'\s*\{\s*"nodes"\s*:\s*\[', head) or b'"op"' not in head:
-            return False
         if b'"heads"' not in tail or not tail.rstrip().endswith(b"}"):
             raise SourceError(
                 f"{path.name} is a truncated MXNet graph", "it ends before its heads", "Copy it again, completely"

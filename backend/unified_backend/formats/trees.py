@@ -35,12 +35,11 @@ class XgBoost:
         """
         with path.open("rb") as file:
             head = file.read(_HEAD)
-            file.seek(max(0, path.stat().st_size - _PARAMETERS))
-            tail = file.read()
         text = re.match(rb'\s*\{\s*"(learner|version)"\s*:', head)
         binary = re.match(rb"\{L.{8}(learner|version)", head, re.DOTALL)
         if not (text or binary) or b"gradient_booster" not in head:
             return False
+        tail = _tail(path)
         if b"learner_model_param" not in tail or not tail.rstrip().endswith(b"}"):
             raise SourceError(
                 f"{path.name} is a truncated XGBoost model",
@@ -60,9 +59,7 @@ class XgBoost:
             SourceError: it is damaged.
             ConfigError: the parameter `names` names what the model has not got.
         """
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _PARAMETERS))
-            tail = file.read()
+        tail = _tail(path)
         after = tail[tail.rindex(b"learner_model_param") :]
         objective = after[max(0, after.find(b"objective")) :]
         facts = {
@@ -117,6 +114,12 @@ class LightGbm:
             "trees": len(values.get("tree_sizes", "").split()),
         }
         return _described(path, str(int(last) + 1) if last.isdecimal() else None, facts, settings, label)
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _PARAMETERS))
+        return file.read()
 
 
 def _described(
