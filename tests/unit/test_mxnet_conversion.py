@@ -149,6 +149,7 @@ def test_files_from_before_version_1_are_converted(tmp_path):
         (("--opset", "9"), "write 12 to"),
         (("-p", 'converter={"input_shape": [[1, 4]]}'), "stated by the parameter inputs"),
         (("--signature", "x"), "an MXNet graph is served with all of its outputs"),
+        (("--inputs", "foo[-1,4]"), 'parameter "inputs" names foo: the model has data'),
         (("-p", "method=x"), "only a TorchScript module has it"),
     ],
 )

@@ -253,6 +253,12 @@ def test_large_weights_lie_in_a_file_beside_the_model(tmp_path):
     assert told["peak_rss_mb"] < 1600
 
 
+def test_dimensions_that_a_trace_fixed_are_opened_on_request(tmp_path):
+    code, log = convert(tmp_path, torch_models.path("pixels_traced.pt"), "--inputs", "image[-1,-1,-1,3]")
+    assert code == 0, log
+    assert report(tmp_path)["signature"]["inputs"][0]["shape"] == [-1, -1, -1, 3]
+
+
 def test_shapes_that_nobody_told_are_asked_for(tmp_path):
     code, log = convert(tmp_path, torch_models.path("several_scripted.pt"))
     assert code == 1
@@ -284,6 +290,8 @@ def test_a_module_that_keeps_a_state_is_refused_unless_it_may(tmp_path):
         (("-p", 'arguments={"nothing": 1}'), "the method has x, y"),
         (("-p", 'converter={"dynamic_axis": {}}'), "torch.onnx.export takes"),
         (("--opset", "3"), "torch.onnx.export writes 7 to"),
+        (("--inputs", "z[-1,4]"), 'parameter "inputs" names z: the model has x, y'),
+        (("--inputs", "x[-1,4]:INT8"), 'parameter "inputs" gives x the type INT8: the model takes FP32'),
         (("--signature", "x"), "served with all of a method's outputs"),
     ],
 )

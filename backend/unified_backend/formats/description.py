@@ -12,7 +12,7 @@ from unified_backend.errors import ConfigError, SourceError
 from unified_backend.settings import Settings
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["Description", "as_asked", "choice", "renamed", "telling", "tensor_shape"]
+__all__ = ["Description", "as_asked", "choice", "renamed", "telling", "tensor_shape", "typed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +135,18 @@ def _reshaped(description: Description, settings: Settings, label: str) -> Descr
         ConfigError: it names what is no input.
     """
     shapes = {}
+    types = {spec.name: spec.dtype for spec in description.inputs}
     for text in settings.inputs:
-        name, shape = tensor_shape(text)
-        shapes[_public(description, name, "inputs", description.inputs, label)] = shape
+        shaped, dtype = typed(text)
+        name, shape = tensor_shape(shaped)
+        public = _public(description, name, "inputs", description.inputs, label)
+        shapes[public] = shape
+        if dtype not in (None, types[public]):
+            raise ConfigError(
+                f'{label}: parameter "inputs" gives {public} the type {dtype}',
+                f"the model takes {types[public]}",
+                "Leave it out",
+            )
     inputs = (
         spec if shapes.get(spec.name) is None else dataclasses.replace(spec, shape=shapes[spec.name])
         for spec in description.inputs
@@ -161,6 +170,12 @@ def _chosen(description: Description, settings: Settings, label: str) -> Descrip
         outputs=tuple(by_name[name] for name in names),
         inner={name: tensor for name, tensor in description.inner.items() if name in kept},
     )
+
+
+def typed(text: str) -> tuple[str, str | None]:
+    """Name and shape apart from the type that may follow: `ids[-1,128]:INT64`."""
+    shaped, _, dtype = text.rpartition("]:")
+    return (f"{shaped}]", dtype.strip().upper()) if shaped else (text, None)
 
 
 def tensor_shape(text: str) -> tuple[str, tuple[int | None, ...] | None]:

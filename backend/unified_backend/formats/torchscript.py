@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import ConfigError, SourceError
-from unified_backend.formats.description import Description, renamed
+from unified_backend.formats.description import Description, as_asked, renamed
 from unified_backend.formats.pickles import Tensor, imports, tensors
 from unified_backend.formats.torch_archive import TorchArchive, kind_of, opened
 from unified_backend.formats.torch_code import refuse_code
@@ -69,7 +69,7 @@ class TorchScript:
         job = {"method": key, "arguments": given, "stateful": settings.stateful}
         notes = tuple(f"argument {name} is {json.dumps(value)}" for name, value in given.items())
         described = Description(specs, (), {}, job, facts, notes, unstated, numbered=True)
-        return renamed(described, settings.names, label)
+        return renamed(described, settings.names, label) if unstated else as_asked(described, settings, label)
 
 
 def _root_class(archive: TorchArchive) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unified_backend.errors import ConfigError, SourceError
-from unified_backend.formats.description import Description, renamed, tensor_shape
+from unified_backend.formats.description import Description, renamed, tensor_shape, typed
 from unified_backend.samples import arrays_of
 from unified_backend.settings import Settings
 from unified_backend.tensors import DATA_TYPES
@@ -33,7 +33,7 @@ def stated(
     Inputs and outputs that the config calls by their numbers, as for Triton's PyTorch backend, are served by its names.
 
     Raises:
-        ConfigError: a sample cannot be read, or a type is none of Triton's.
+        ConfigError: a sample cannot be read, a type is none of Triton's, or the parameter names what the model has not.
         SourceError: an input is left; shows the lines to write.
     """
     if not (description.unstated or description.numbered):
@@ -44,7 +44,7 @@ def stated(
     if description.unstated:
         known: dict[str, _Stated] = {spec.name: (spec.dtype, spec.shape) for spec in inputs if spec.shape is not None}
         known |= {name: _by_config(row, config) for name, row in rows}
-        known |= _by_parameter(settings, label) or _by_sample(samples, names)
+        known |= _by_parameter(settings, names, label) or _by_sample(samples, names)
         if missing := [name for name in description.unstated if name not in known]:
             raise SourceError(
                 f"{label}: the shape of {', '.join(missing)} is not known",
@@ -69,17 +69,23 @@ def stated(
 _Stated = tuple[str, tuple[int | str | None, ...] | None]
 
 
-def _by_parameter(settings: Settings, label: str) -> dict[str, _Stated]:
+def _by_parameter(settings: Settings, names: Sequence[str], label: str) -> dict[str, _Stated]:
     """`x[1,3,224,224]:FP32`; FP32 where no type follows.
 
     Raises:
-        ConfigError: there is no such type.
+        ConfigError: there is no such type, or no such input.
     """
     found: dict[str, _Stated] = {}
     for text in settings.inputs:
-        shaped, _, dtype = text.rpartition("]:")
-        name, shape = tensor_shape(f"{shaped}]" if shaped else text)
-        dtype = dtype.strip().upper() if shaped else "FP32"
+        shaped, given = typed(text)
+        name, shape = tensor_shape(shaped)
+        dtype = given or "FP32"
+        if name not in names:
+            raise ConfigError(
+                f'{label}: parameter "inputs" names {name}',
+                f"the model has {', '.join(names)}",
+                "Correct the option, or the parameter in config.pbtxt",
+            )
         if dtype not in _TYPES:
             raise ConfigError(
                 f'{label}: parameter "inputs" gives {name} the type {dtype}',

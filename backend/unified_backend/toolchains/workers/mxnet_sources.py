@@ -169,7 +169,7 @@ def _numpy(spec: TensorSpec) -> Any:
 
 def _reason(text: str) -> str:
     """What MXNet says of an operator whose shapes do not fit, out of what it says of its own stack."""
-    found = re.search(r"Error in operator [^\n]*", text)
+    found = re.search(r"(Error in operator|Check failed:) [^\n]*", text)
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", found[0]) if found else text
 
 
