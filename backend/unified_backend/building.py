@@ -23,6 +23,7 @@ import unified_backend
 from unified_backend import logs
 from unified_backend.cache import Cache
 from unified_backend.errors import CacheError, ConfigError, Refused, UnifiedError
+from unified_backend.gpus import gpu_of
 from unified_backend.loading import describe, load, open_cache
 from unified_backend.pbtxt import gives_max_batch_size
 from unified_backend.repository import backend_of, our_config, version_folder, versions
@@ -184,7 +185,7 @@ def _result(target: Target) -> dict[str, Any]:
         (config.get("parameters") or {}).pop("require_cached", None)
         given = gives_max_batch_size(target.model_dir / "config.pbtxt")
         with open_cache() as cache:
-            loaded = load(describe(label, folder, config, cache, given), cache)
+            loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)
             loaded.runner.close()
             _require_kept(label, cache, loaded.described.report.entries)
     except UnifiedError as error:

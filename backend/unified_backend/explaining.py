@@ -23,6 +23,7 @@ from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.ladder import ways
 from unified_backend.forms.reference import ENGINES
+from unified_backend.gpus import gpu_of
 from unified_backend.loading import foreign
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
@@ -80,7 +81,7 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
         SourceError: no model, several, or one that cannot be read.
         ConfigError: a parameter is wrong.
     """
-    settings = read_settings(label, parameters(config), tuple(ENGINES))
+    settings = dataclasses.replace(read_settings(label, parameters(config), tuple(ENGINES)), gpu=gpu_of(config))
     source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
     refuse_unused(source.format, settings, label)
     lookup = _Lookup(label, cache)
@@ -127,7 +128,7 @@ def _entries_after(
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
-        if reason := engine.unusable() or "":
+        if reason := engine.unusable(settings.gpu) or "":
             yield Explained(f"engine {name}", None, "unknown", reason)
         else:
             yield lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings))

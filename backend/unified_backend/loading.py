@@ -28,12 +28,14 @@ from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.ladder import find
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.forms.stated import stated
+from unified_backend.gpus import Gpu
 from unified_backend.lookups import Lookup, Make, Report
 from unified_backend.model_keys import batching_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
 from unified_backend.samples import FixedDims
-from unified_backend.settings import Settings, cache_settings, default_max_batch_size, read_settings
+from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
+from unified_backend.variables import cache_settings, default_max_batch_size
 from unified_backend.verification import require, samples_of, verify
 
 __all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "foreign", "load", "open_cache"]
@@ -71,7 +73,12 @@ def open_cache() -> Cache:
 
 
 def describe(
-    label: str, folder: Path, config: Mapping[str, Any], cache: Cache, max_batch_size_given: bool = False
+    label: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    cache: Cache,
+    max_batch_size_given: bool = False,
+    gpu: Gpu | None = None,
 ) -> Described:
     """Understand what lies in a version folder and complete its config.
 
@@ -81,6 +88,7 @@ def describe(
         config: the user's config in Triton's JSON form; `{}` is a config too.
         cache: where findings are kept.
         max_batch_size_given: the user wrote `max_batch_size`, so that 0 means 0.
+        gpu: the one that the instance gets, if any.
 
     Raises:
         SourceError: no model, several, or one that cannot be read.
@@ -88,7 +96,7 @@ def describe(
     """
     _refuse_cache_inside(label, folder, cache)
     report = Report()
-    settings = read_settings(label, parameters(config), tuple(ENGINES))
+    settings = dataclasses.replace(read_settings(label, parameters(config), tuple(ENGINES)), gpu=gpu)
     if cache_settings().require_cached:
         settings = dataclasses.replace(settings, require_cached=True)
     with report.phase("detect"):
@@ -153,7 +161,7 @@ def load(described: Described, cache: Cache) -> Loaded:
         # A source that is not ONNX has come down the ladder already, to the engine that it was judged by.
         if settings.engine not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
             continue
-        reason = engine.unusable()
+        reason = engine.unusable(settings.gpu)
         if canonical.format not in engine.accepts:
             reason = f"it takes {', '.join(sorted(engine.accepts))}, and no {canonical.format}"
         if reason:

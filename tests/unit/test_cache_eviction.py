@@ -20,7 +20,7 @@ from test_cache_kill import worker
 from unified_backend.cache import Cache, holds
 from unified_backend.cache.eviction import default_limit
 from unified_backend.errors import ConfigError
-from unified_backend.settings import cache_settings
+from unified_backend.variables import cache_settings
 
 SIZE = sum(len(content(0, name)) for name in FILES)
 

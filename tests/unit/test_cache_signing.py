@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from unified_backend.cache import Cache, Key
 from unified_backend.cache.signing import read_signer
 from unified_backend.errors import CacheError, NotCachedError
-from unified_backend.settings import CacheSettings
+from unified_backend.variables import CacheSettings
 
 KEY, OTHER = Key("engine", {"model": "abc"}), Key("engine", {"model": "xyz"})
 PLAIN = serialization.NoEncryption()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from unified_backend.errors import ConfigError
-from unified_backend.settings import Settings, cache_settings, default_max_batch_size, read_settings
+from unified_backend.settings import Settings, read_settings
+from unified_backend.variables import cache_settings, default_max_batch_size
 
 ENGINES = ("onnxruntime",)
 

@@ -25,7 +25,7 @@ from unified_backend.cache.remote import Lease, Remote
 from unified_backend.cache.signing import Signer, read_signer
 from unified_backend.cache.store import Store
 from unified_backend.errors import CacheFullError, NotCachedError
-from unified_backend.settings import CacheSettings
+from unified_backend.variables import CacheSettings
 
 __all__ = ["Cache", "Entry"]
 

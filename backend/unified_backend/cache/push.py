@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unified_backend.cache import Cache
 from unified_backend.logs import to_standard_error
-from unified_backend.settings import cache_settings
+from unified_backend.variables import cache_settings
 
 __all__: list[str] = []
 

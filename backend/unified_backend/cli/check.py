@@ -18,6 +18,7 @@ from unified_backend import logs
 from unified_backend.cli.cache.shared import opened
 from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import UnifiedError
+from unified_backend.gpus import gpu_of
 from unified_backend.loading import Loaded, describe, load
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.repository import our_config, version_folder
@@ -67,7 +68,7 @@ def _result(label: str, folder: Path, config: Mapping[str, Any]) -> dict[str, An
     began = time.monotonic()
     given = gives_max_batch_size(folder.parent / "config.pbtxt")
     with opened() as cache:
-        loaded = load(describe(label, folder, config, cache, given), cache)
+        loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)
         with loaded.described.report.phase("warm_up"):
             plan = warm_up(loaded, cache)
         loaded.runner.close()

@@ -11,9 +11,9 @@ import typer
 
 from unified_backend import logs
 from unified_backend.errors import Refused, ToolchainError
-from unified_backend.settings import toolchain_directory
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import TOOLCHAINS, Toolchain
+from unified_backend.variables import toolchain_directory
 
 __all__ = ["app"]
 

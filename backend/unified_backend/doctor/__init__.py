@@ -10,8 +10,8 @@ from pathlib import Path
 from unified_backend.doctor import cache, fleet, machine, python, repository
 from unified_backend.doctor.finding import Finding, Status, failed, refused
 from unified_backend.errors import ConfigError, UnifiedError
-from unified_backend.settings import cache_settings
 from unified_backend.toolchains.catalogue import TOOLCHAINS
+from unified_backend.variables import cache_settings
 
 __all__ = ["Finding", "Status", "examine"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.metadata
 import os
 import shutil
@@ -16,10 +15,11 @@ from unified_backend import hosts
 from unified_backend.doctor.finding import Finding, failed, ok, refused, warning
 from unified_backend.engines import Engine
 from unified_backend.errors import Refused, ToolchainError
+from unified_backend.gpus import driver
 from unified_backend.server.preflight import check_port
-from unified_backend.settings import toolchain_directory, toolchain_mode
 from unified_backend.toolchains.catalogue import Toolchain
 from unified_backend.toolchains.environment import pip_command, python_of
+from unified_backend.variables import toolchain_directory, toolchain_mode
 
 __all__ = [
     "check_cores",
@@ -38,7 +38,6 @@ _MIB = 2**20
 _REGIONS = ("triton_python_backend_shm_region_", "triton_unified_")
 # A stub's region starts at 1 MiB and grows with the tensors in flight; Docker's default for all of them is 64 MiB.
 _SHM_NONE, _SHM_LITTLE = 16 * _MIB, 256 * _MIB
-_COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
 def check_shared_memory(folder: Path = _SHM) -> Finding:
@@ -96,32 +95,23 @@ def check_cores() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """Whether there is an NVIDIA GPU and a driver that answers, asked through the driver's own library."""
-    devices = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        if devices:
-            return warning(
-                f"{', '.join(devices)} in /dev, but no libcuda.so.1",
-                "Install the driver's user libraries; in Docker start the container with `--gpus all`",
-            )
-        return ok("none; engines run on the CPU")
-    if code := cuda.cuInit(0):
-        hint = "Compare `nvidia-smi` on the host; in Docker start the container with `--gpus all`"
-        if not devices:
-            return ok(f"none; a driver library is there but sees no device (cuInit returned {code})")
-        return warning(f"{', '.join(devices)} in /dev, but cuInit returned {code}", hint)
-    version, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    gpus = ", ".join(_gpu_name(cuda, index) for index in range(count.value))
-    return ok(f"{gpus or 'none'}; driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}")
+    """Whether there is an NVIDIA GPU and a driver that answers."""
+    found = driver()
+    if found.broken:
+        return warning(
+            found.why_none,
+            "Install the driver's user libraries, and compare `nvidia-smi` on the host; in Docker start the container "
+            "with `--gpus all`",
+        )
+    if not found.gpus or found.cuda is None:
+        return ok(f"none: {found.why_none}; engines run on the CPU")
+    names = ", ".join(f"{gpu.name} ({gpu.architecture})" for gpu in found.gpus)
+    return ok(f"{names}; driver for CUDA {'.'.join(map(str, found.cuda))}")
 
 
 def check_engine(engine: Engine) -> Finding:
     """Whether an engine of the ladder can be used here."""
-    if why := engine.unusable():
+    if why := engine.unusable(next(iter(driver().gpus), None)):
         return failed(f"not usable: {why}", "Run `pip install 'triton-unified-backend[cpu]'` (or [gpu])")
     return ok(_describe(engine.name) or "usable")
 
@@ -173,17 +163,6 @@ def _lines(path: Path) -> Iterable[str]:
         return path.read_text().splitlines()
     except OSError:  # the process has ended, or is another user's
         return ()
-
-
-def _gpu_name(cuda: ctypes.CDLL, index: int) -> str:
-    name = ctypes.create_string_buffer(100)
-    cuda.cuDeviceGetName(name, len(name), index)
-    capability = []
-    for attribute in _COMPUTE_CAPABILITY:
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)
-        capability.append(str(value.value))
-    return f"{name.value.decode()} (compute capability {'.'.join(capability)})"
 
 
 def _describe(engine: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
@@ -97,8 +98,12 @@ class Engine(Protocol):
     name: str
     accepts: frozenset[str]
 
-    def unusable(self) -> str | None:
-        """Why this host cannot use the engine, or None."""
+    def unusable(self, gpu: Gpu | None) -> str | None:
+        """Why this host cannot use the engine, or None.
+
+        Args:
+            gpu: that of the instance; None for one on the CPU.
+        """
         ...
 
     def key_fields(self, settings: Settings) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from unified_backend.conversion.tflite_file import prepared
 from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.errors import EngineError, RequestError
+from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import DATA_TYPES, Array, Signature, TensorSpec
 
@@ -34,7 +35,7 @@ class LiteRt:
     name = "litert"
     accepts = frozenset({"tflite"})
 
-    def unusable(self) -> str | None:
+    def unusable(self, gpu: Gpu | None) -> str | None:
         """Why LiteRT cannot be used here, or None."""
         if importlib.util.find_spec("ai_edge_litert") is None:
             return "the package ai-edge-litert is not installed"

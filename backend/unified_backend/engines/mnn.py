@@ -16,6 +16,7 @@ from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.printed import printed
 from unified_backend.errors import EngineError, RequestError
 from unified_backend.formats.mnn import EXTERNAL, net_of
+from unified_backend.gpus import Gpu
 from unified_backend.samples import Recipe, recipes
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec
@@ -36,7 +37,7 @@ class MnnEngine:
     name = "mnn"
     accepts = frozenset({"mnn"})
 
-    def unusable(self) -> str | None:
+    def unusable(self, gpu: Gpu | None) -> str | None:
         """Why MNN cannot be used here, or None."""
         if importlib.util.find_spec("MNN") is None:
             return "the package mnn is not installed: pip install 'triton-unified-backend[direct]', or mnn itself"

@@ -19,6 +19,7 @@ from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.printed import printed
 from unified_backend.errors import EngineError, RequestError
 from unified_backend.formats.ncnn import Layer, graph_of
+from unified_backend.gpus import Gpu
 from unified_backend.samples import Recipe
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec
@@ -37,7 +38,7 @@ class NcnnEngine:
     name = "ncnn"
     accepts = frozenset({"ncnn"})
 
-    def unusable(self) -> str | None:
+    def unusable(self, gpu: Gpu | None) -> str | None:
         """Why ncnn cannot be used here, or None."""
         if importlib.util.find_spec("ncnn") is None:
             return "the package ncnn is not installed: pip install 'triton-unified-backend[direct]', or ncnn itself"

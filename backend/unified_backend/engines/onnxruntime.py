@@ -22,6 +22,7 @@ from unified_backend.engines.sessions import (
     utf8_path,
 )
 from unified_backend.errors import CacheFullError, EngineError, RequestError, SourceError
+from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
@@ -44,7 +45,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     accepts = frozenset({"onnx"})
 
-    def unusable(self) -> str | None:
+    def unusable(self, gpu: Gpu | None) -> str | None:
         """Why ONNX Runtime cannot be used here, or None."""
         if importlib.util.find_spec("onnxruntime") is None:
             return "the package onnxruntime (or onnxruntime-gpu) is not installed"

@@ -13,6 +13,7 @@ import numpy as np
 from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.openvino_reading import any_name, core, port_of, read, reason, refused
 from unified_backend.errors import EngineError, RequestError
+from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature, TensorSpec
 
@@ -47,7 +48,7 @@ class OpenVino:
     name = "openvino"
     accepts = frozenset({"onnx", "savedmodel", "graphdef", "checkpoint", "tflite", "openvino"})
 
-    def unusable(self) -> str | None:
+    def unusable(self, gpu: Gpu | None) -> str | None:
         """Why OpenVINO cannot be used here, or None."""
         if importlib.util.find_spec("openvino") is None:
             return "the package openvino is not installed"

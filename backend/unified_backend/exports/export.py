@@ -33,7 +33,7 @@ def require_engine(form: Form) -> None:
     Raises:
         ToolchainError: the engine that would write the format, and run what it wrote, is not there.
     """
-    if form.to in FILES and (reason := ENGINES[form.to].unusable()):
+    if form.to in FILES and (reason := ENGINES[form.to].unusable(None)):
         raise ToolchainError(f"--to {form.to} cannot be done", reason, "Install it, or choose another format")
 
 

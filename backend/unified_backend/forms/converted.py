@@ -21,10 +21,10 @@ from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.reference import Reference
 from unified_backend.lookups import Lookup
 from unified_backend.model_keys import conversion_key, converted_key
-from unified_backend.settings import toolchain_directory, toolchain_mode
 from unified_backend.tensors import Signature
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import Toolchain
+from unified_backend.variables import toolchain_directory, toolchain_mode
 from unified_backend.verification import read_samples
 
 __all__ = ["Converted", "conversion", "converted", "key_of_conversion", "key_of_converted"]

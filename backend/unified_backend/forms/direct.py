@@ -29,10 +29,10 @@ from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.reference import ENGINES
 from unified_backend.lookups import Lookup
 from unified_backend.model_keys import direct_key
-from unified_backend.settings import toolchain_directory, toolchain_mode
 from unified_backend.tensors import Signature
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import toolchain_for
+from unified_backend.variables import toolchain_directory, toolchain_mode
 from unified_backend.verification import Sample, read_samples, samples_of
 
 __all__ = ["build_direct", "direct", "key_of_direct"]
@@ -168,7 +168,7 @@ def _answers(foreign: Foreign, engine: Engine, lookup: Lookup) -> tuple[list[Sam
     if engine.name == _OWN.get(foreign.source.format):
         return [], "nothing: it is the format's own interpreter"
     for other in ENGINES.values():
-        if other is engine or foreign.source.format not in other.accepts or other.unusable():
+        if other is engine or foreign.source.format not in other.accepts or other.unusable(foreign.settings.gpu):
             continue
         form = _canonical(foreign, other, "", foreign.signature)
         try:

@@ -26,9 +26,9 @@ from unified_backend.forms.direct import direct
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.reference import ENGINES, Reference
 from unified_backend.lookups import Lookup
-from unified_backend.settings import toolchain_directory, toolchain_mode
 from unified_backend.toolchains import environment
 from unified_backend.toolchains.catalogue import Toolchain, toolchain_for
+from unified_backend.variables import toolchain_directory, toolchain_mode
 
 __all__ = ["find", "ways"]
 
@@ -77,7 +77,7 @@ def ways(foreign: Foreign) -> list[Engine | Toolchain]:
     An installed toolchain comes first, for it brings the source framework's own answers; one that is still to be
     installed comes last.
     """
-    direct = [engine for engine in _takers(foreign) if not engine.unusable()]
+    direct = [engine for engine in _takers(foreign) if not engine.unusable(foreign.settings.gpu)]
     toolchain, mode, chosen = toolchain_for(foreign.source.format), toolchain_mode(), foreign.settings.engine
     if toolchain is None or mode == "off" or (chosen != "auto" and "onnx" not in ENGINES[chosen].accepts):
         return [*direct]
@@ -95,7 +95,9 @@ def _takers(foreign: Foreign) -> list[Engine]:
 def _obstacle(foreign: Foreign) -> str:
     """Why there is no way at all."""
     chosen, form = foreign.settings.engine, foreign.source.format
-    reasons = [f"{engine.name}: {reason}" for engine in _takers(foreign) if (reason := engine.unusable())]
+    reasons = [
+        f"{engine.name}: {reason}" for engine in _takers(foreign) if (reason := engine.unusable(foreign.settings.gpu))
+    ]
     takers = [name for name, engine in ENGINES.items() if form in engine.accepts]
     toolchain = toolchain_for(form)
     if chosen not in ("auto", *takers) and (toolchain is None or "onnx" not in ENGINES[chosen].accepts):

@@ -10,6 +10,7 @@ from typing import Any
 
 from unified_backend import logs
 from unified_backend.errors import ConfigError, UnifiedError
+from unified_backend.gpus import gpu_of, gpu_of_instance
 from unified_backend.loading import describe, load, open_cache
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.serving.executor import Executor
@@ -41,7 +42,7 @@ def complete_model_config(auto_complete_model_config: Any) -> Any:
     try:
         given = gives_max_batch_size(folder.parent / "config.pbtxt")
         with ending_with_the_server(), open_cache() as cache:
-            described = describe(label, folder, config, cache, max_batch_size_given=given)
+            described = describe(label, folder, config, cache, max_batch_size_given=given, gpu=gpu_of(config))
     except UnifiedError as error:
         raise pb_utils.TritonModelException(str(error)) from None
     for field in _COMPLETED:
@@ -68,12 +69,14 @@ class ModelInstance:
         keep_freed_memory()
         config = json.loads(args["model_config"])
         label = f"{args['model_name']}/{args['model_version']}"
-        folder = Path(args["model_repository"]) / args["model_version"]
+        model_dir = Path(args["model_repository"])
+        folder = model_dir / args["model_version"]
+        gpu = gpu_of_instance(args["model_instance_kind"], args["model_instance_device_id"], model_dir)
         try:
             # Open for as long as the instance lives: nothing that it was loaded from is evicted.
             self._cache = cache = open_cache()
             with ending_with_the_server():
-                described = describe(label, folder, config, cache, max_batch_size_given=True)
+                described = describe(label, folder, config, cache, max_batch_size_given=True, gpu=gpu)
                 _require_complete(label, config, described.config)
                 loaded = load(described, cache)
                 report = described.report

@@ -22,7 +22,7 @@ from unified_backend.cli.cache.shared import (
     translated,
 )
 from unified_backend.errors import CacheError, Refused
-from unified_backend.settings import parse_bytes
+from unified_backend.values import parse_bytes
 
 __all__ = ["gc", "rm"]
 
