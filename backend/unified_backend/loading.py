@@ -117,6 +117,11 @@ def describe(
         label, config, canonical.signature, batching, default_max_batch_size(), max_batch_size_given
     )
     report.notes.extend((*canonical.notes, *notes))
+    canonical = dataclasses.replace(
+        canonical,
+        fixed=fixed_dims(completed, canonical.signature),
+        max_batch_size=int(completed["max_batch_size"]),
+    )
     return Described(source, snapshot, settings, canonical, batching, completed, report)
 
 

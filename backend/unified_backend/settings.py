@@ -12,6 +12,7 @@ from unified_backend.errors import ConfigError
 from unified_backend.gpus import Gpu
 from unified_backend.values import (
     SWITCH,
+    at_least_one,
     batch_sizes,
     choice,
     count,
@@ -19,6 +20,7 @@ from unified_backend.values import (
     parse_bytes,
     positive,
     renamed,
+    sizes,
     tensor_names,
     words,
 )
@@ -68,6 +70,13 @@ class Settings:
         tolerance: largest error accepted, relative to the output's largest value; None for the default of its type.
         conversion_seconds: time limit of a conversion.
         conversion_memory: memory limit of a conversion, in bytes.
+        batch_buckets: batch sizes that batches on a GPU are padded to; () for the powers of two.
+        contexts: batches in flight on a GPU: copies of one overlap with the compute of another.
+        cuda_graph: replay a captured CUDA graph for each bucket, where the model allows it.
+        tf32: let FP32 matrix products and convolutions round their inputs to 10 bits of mantissa.
+        prefer_nhwc: convolutions with the channels last on CUDA; None where the model runs so.
+        cudnn_conv_algo_search: as ONNX Runtime has it; None for EXHAUSTIVE where shapes are fixed, else HEURISTIC.
+        gpu_mem_limit: bytes of ONNX Runtime's arena on the GPU; 0 for no limit.
         gpu: the GPU that the instance runs on, which its instance group sets and no parameter; None for the CPU.
     """
 
@@ -100,6 +109,13 @@ class Settings:
     tolerance: float | None = None
     conversion_seconds: int = 1800
     conversion_memory: int = 8 * 1024**3
+    batch_buckets: tuple[int, ...] = ()
+    contexts: int = 3
+    cuda_graph: bool = True
+    tf32: bool = False
+    prefer_nhwc: bool | None = None
+    cudnn_conv_algo_search: str | None = None
+    gpu_mem_limit: int = 0
     gpu: Gpu | None = None
 
 
@@ -146,6 +162,13 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "tolerance": positive,
         "conversion_seconds": count,
         "conversion_memory": parse_bytes,
+        "batch_buckets": sizes,
+        "contexts": at_least_one,
+        "cuda_graph": choice(SWITCH),
+        "tf32": choice(SWITCH),
+        "prefer_nhwc": choice({**SWITCH, "auto": None}),
+        "cudnn_conv_algo_search": choice({name.lower(): name for name in ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")}),
+        "gpu_mem_limit": parse_bytes,
     }
     values: dict[str, Any] = {}
     session_options = []

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "SWITCH",
+    "at_least_one",
     "batch_sizes",
     "choice",
     "count",
@@ -16,6 +17,7 @@ __all__ = [
     "parse_bytes",
     "positive",
     "renamed",
+    "sizes",
     "tensor_names",
     "words",
 ]
@@ -48,6 +50,12 @@ def choice(allowed: Mapping[str, Any]) -> Callable[[str], Any]:
 def count(text: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError("it must be a whole number of 0 or more")
+    return int(text)
+
+
+def at_least_one(text: str) -> int:
+    if not text.strip().isdecimal() or not int(text):
+        raise ValueError("it must be a whole number of 1 or more")
     return int(text)
 
 
@@ -96,7 +104,14 @@ def batch_sizes(text: str) -> tuple[int, ...] | None:
         return None
     if text.strip().lower() in ("off", "none", "0", "false"):
         return ()
+    try:
+        return sizes(text)
+    except ValueError:
+        raise ValueError('it must be "auto", "off" or batch sizes such as "1,4,8"') from None
+
+
+def sizes(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError('it must be "auto", "off" or batch sizes such as "1,4,8"')
+        raise ValueError('it must be batch sizes such as "1,4,8"')
     return tuple(int(part) for part in parts)

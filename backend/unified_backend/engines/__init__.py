@@ -30,6 +30,8 @@ class Canonical:
         feeds: tensor -> value, of the source's inputs that are constants when it is served (`is_training`: false).
         judged_by: the engine that was seen to compute what the source does.
         built: that engine, where it was built to see it; of a source that is not ONNX.
+        fixed: dimensions that the model leaves open and the config fixes: input name -> axis -> size.
+        max_batch_size: as the completed config has it; 0 for tensors without a batch dimension.
     """
 
     label: str
@@ -43,6 +45,8 @@ class Canonical:
     feeds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     judged_by: str = "onnxruntime"
     built: Built | None = None
+    fixed: Mapping[str, Mapping[int, int]] = dataclasses.field(default_factory=dict)
+    max_batch_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unified_backend.engines import Threads
 from unified_backend.errors import ConfigError, SourceError
@@ -81,8 +81,13 @@ def _refused(parameter: str, value: str) -> Iterator[None]:
         ) from None
 
 
-def open_session(label: str, path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(
+    label: str, path: Path, options: onnxruntime.SessionOptions, providers: Sequence[Any] = PROVIDERS
+) -> onnxruntime.InferenceSession:
     """The session of an ONNX file.
+
+    Args:
+        providers: execution providers, the best first; each a name, or a name with its options.
 
     Raises:
         SourceError: an operator, a type or a version that ONNX Runtime does not have.
@@ -90,7 +95,7 @@ def open_session(label: str, path: Path, options: onnxruntime.SessionOptions) ->
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(utf8_path(path), options, providers=PROVIDERS)
+        return onnxruntime.InferenceSession(utf8_path(path), options, providers=providers)
     except exceptions() as error:
         reason = reason_of(error)
         raise SourceError(

@@ -12,6 +12,7 @@ from unified_backend.engines.litert import LiteRt
 from unified_backend.engines.mnn import MnnEngine
 from unified_backend.engines.ncnn import NcnnEngine
 from unified_backend.engines.onnxruntime import OnnxRuntime
+from unified_backend.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
 from unified_backend.formats import Source
@@ -23,7 +24,8 @@ from unified_backend.tensors import Signature
 __all__ = ["ENGINES", "Reference", "canonical_of_onnx"]
 
 ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (OnnxRuntime(), OpenVino(), LiteRt(), MnnEngine(), NcnnEngine())
+    engine.name: engine
+    for engine in (OnnxRuntimeCuda(), OnnxRuntime(), OpenVino(), LiteRt(), MnnEngine(), NcnnEngine())
 }
 
 

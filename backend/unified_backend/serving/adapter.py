@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend import logs
+from unified_backend.engines.device import DeviceRunner
 from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.gpus import gpu_of, gpu_of_instance
-from unified_backend.loading import describe, load, open_cache
+from unified_backend.loading import Loaded, describe, load, open_cache
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
-from unified_backend.serving.executor import Executor
+from unified_backend.serving.executor import Executor, Plan
 from unified_backend.serving.memory import keep_freed_memory
 from unified_backend.serving.metrics import ServerMetrics
 from unified_backend.serving.parent import ending_with_the_server
+from unified_backend.serving.pipelined import PipelinedExecutor
 from unified_backend.serving.warmup import warm_up
 
 __all__ = ["ModelInstance", "complete_model_config"]
@@ -89,7 +91,7 @@ class ModelInstance:
         self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
         failures = cache.remote.failures if cache.remote else None
         self._metrics.load(report.seconds, report.lookups, loaded.engine, failures)
-        self._executor = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
+        self._executor = self._made_executor(pb_utils, loaded, plan)
         self.execute = self._executor.execute
         logger.info(
             "loaded model=%s instance=%s format=%s engine=%s max_batch_size=%d threads=%d requests=%s %s",
@@ -102,6 +104,12 @@ class ModelInstance:
             "concatenated" if plan.concatenate else "looped",
             report.line(),
         )
+
+    def _made_executor(self, pb_utils: Any, loaded: Loaded, plan: Plan) -> Executor | PipelinedExecutor:
+        plain = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
+        if isinstance(loaded.runner, DeviceRunner) and loaded.runner.contexts > 1:
+            return PipelinedExecutor(pb_utils, plain, loaded.runner)
+        return plain
 
     def finalize(self) -> None:
         """Free everything; Triton waits for this for ever, so nothing here waits for anybody."""

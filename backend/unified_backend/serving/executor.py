@@ -16,7 +16,7 @@ from unified_backend.serving.memory import LARGE_BYTES, OutputSlots
 from unified_backend.serving.transfer import reader, writer
 from unified_backend.tensors import Array, TensorSpec
 
-__all__ = ["Executor", "Plan"]
+__all__ = ["Executor", "Feeds", "Plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Executor:
             try:
                 responses.append(answer(position, request))
             except Exception as error:  # noqa: BLE001 - here one request's fault is kept from the others
-                responses.append(self._failure(error))
+                responses.append(self.failure(error))
         return responses
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Executor:
 
     def _answer_any(self, position: int, request: Any) -> Any:
         """One request's response, whatever its types and sizes."""
-        return self._answer_read(position, request, self._read(request))
+        return self._answer_read(position, request, self.read(request))
 
     def _together(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests of equal row shapes as one batch; the rest, and those of a batch that fails, alone."""
@@ -126,9 +126,9 @@ class Executor:
         groups: dict[Shapes, list[tuple[int, Feeds]]] = {}
         for position, request in enumerate(requests):
             try:
-                feeds = self._read(request)
+                feeds = self.read(request)
             except Exception as error:  # noqa: BLE001 - as above
-                responses[position] = self._failure(error)
+                responses[position] = self.failure(error)
                 continue
             shapes = tuple((name, array.shape[1:]) for name, array in sorted(feeds.items()))
             groups.setdefault(shapes, []).append((position, feeds))
@@ -140,13 +140,28 @@ class Executor:
                 responses[position] = answer
         return responses
 
+    def answer(self, request: Any, feeds: Feeds) -> Any:
+        """The response to a request that was read, or its error."""
+        return self._guarded(0, request, feeds)
+
+    def response(self, request: Any, arrays: Mapping[str, Array]) -> Any:
+        """The response to a request, made of outputs that are there."""
+        try:
+            return self._response([self._writers[name](arrays[name]) for name in self._wanted(request)])
+        except Exception as error:  # noqa: BLE001 - here one request's fault is kept from the others
+            return self.failure(error)
+
+    def count(self, rows: int) -> None:
+        """Count a batch that ran elsewhere."""
+        self._batch_sizes[rows] += 1
+
     def _guarded(self, position: int, request: Any, feeds: Feeds) -> Any:
         try:
             return self._answer_read(position, request, feeds)
         except Exception as error:  # noqa: BLE001 - as above
-            return self._failure(error)
+            return self.failure(error)
 
-    def _read(self, request: Any) -> Feeds:
+    def read(self, request: Any) -> Feeds:
         """The request's inputs as the engine takes them.
 
         Raises:
@@ -170,7 +185,7 @@ class Executor:
         wanted = self._wanted(request)
         targets = self._targets(position, feeds, wanted)
         arrays = self._run(feeds, wanted, targets)
-        self._batch_sizes[self._rows(feeds)] += 1
+        self._batch_sizes[self.rows(feeds)] += 1
         return self._response(
             [
                 self._slots.tensor(position, name, array)
@@ -201,7 +216,7 @@ class Executor:
 
     def _batch(self, requests: Sequence[Any], group: Sequence[tuple[int, Feeds]]) -> list[Any] | None:
         """The responses of a group run as one batch; None if an output has not a row for each of its rows."""
-        sizes = [self._rows(feeds) for _, feeds in group]
+        sizes = [self.rows(feeds) for _, feeds in group]
         total = sum(sizes)
         wanted = [self._wanted(requests[position]) for position, _ in group]
         names = [name for name in self._outputs if any(name in some for some in wanted)]
@@ -228,7 +243,7 @@ class Executor:
             buffer = self._buffers[key] = np.empty((max(total, self._plan.max_batch_size), *key[1]), arrays[0].dtype)
         return np.concatenate(arrays, out=buffer[:total])
 
-    def _rows(self, feeds: Feeds) -> int:
+    def rows(self, feeds: Feeds) -> int:
         """The batch size of a request: the first dimension of any of its inputs."""
         return int(feeds[self._first_input].shape[0]) if self._batched else 1
 
@@ -247,7 +262,7 @@ class Executor:
                     targets[name] = target
         return targets
 
-    def _failure(self, error: Exception) -> Any:
+    def failure(self, error: Exception) -> Any:
         """The error response of one request; what is not ours to foresee is logged with its traceback."""
         if not isinstance(error, UnifiedError):
             logger.error("request failed unexpectedly", exc_info=error)

@@ -1,0 +1,321 @@
+"""Batches on a GPU: page-locked staging, copies that overlap with compute, and a CUDA graph for each batch size.
+
+A model whose shapes are fixed but for the batch runs in *contexts*: buffers at fixed addresses, one batch in flight in
+each. Batches are padded to a few sizes, the buckets, so that libraries which search an algorithm for each new shape do
+so at warm-up and never under traffic.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from unified_backend.engines.cuda import Cuda, Graph
+from unified_backend.errors import EngineError
+from unified_backend.tensors import Array, Signature
+
+__all__ = ["Bindable", "DeviceArray", "DeviceRunner", "Pending", "buckets_up_to"]
+
+logger = logging.getLogger(__name__)
+
+_SPREAD_BYTES = 4 << 20  # a batch of more is copied by several threads: one moves about 8 GB a second
+_COPIERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceArray:
+    """A C-contiguous tensor in the memory of a GPU.
+
+    Attributes:
+        keep: what owns the memory.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    nbytes: int
+    keep: Any
+
+
+class Bindable(Protocol):
+    """An engine that runs on buffers at fixed addresses."""
+
+    def bind(
+        self, rows: int, inputs: Mapping[str, int], outputs: Mapping[str, int], context: int
+    ) -> Callable[[], None]:
+        """A function that puts one run on the compute stream.
+
+        Args:
+            rows: batch size; of a model without a batch dimension 0.
+            inputs, outputs: name -> address.
+            context: number of the context; runs of one are never in flight together.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine."""
+        ...
+
+
+def buckets_up_to(largest: int, chosen: Sequence[int] = ()) -> tuple[int, ...]:
+    """The batch sizes that batches are padded to: those chosen, else the powers of two; and the largest."""
+    sizes = chosen or [2**power for power in range(largest.bit_length())]
+    return tuple(sorted({size for size in sizes if 0 < size < largest} | {largest}))
+
+
+@dataclasses.dataclass
+class _Context:
+    """Buffers of the largest batch, and what is bound to them."""
+
+    number: int
+    staging: dict[str, Array]
+    results: dict[str, Array]
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    copied: Any
+    computed: Any
+    done: Any
+    runs: dict[int, Callable[[], None]] = dataclasses.field(default_factory=dict)
+    graphs: dict[int, Graph] = dataclasses.field(default_factory=dict)
+
+
+class Pending:
+    """A batch in flight."""
+
+    def __init__(self, cuda: Cuda, context: _Context, rows: int, give_back: Callable[[_Context], None]) -> None:
+        self._cuda, self._context, self._rows, self._give_back = cuda, context, rows, give_back
+
+    def wait(self) -> dict[str, Array]:
+        """The outputs, in memory that is good until `release`.
+
+        Raises:
+            EngineError: the GPU failed.
+        """
+        self._cuda.enter()
+        self._cuda.wait(self._context.done)
+        results = self._context.results
+        return {name: array[: self._rows] if self._rows else array for name, array in results.items()}
+
+    def release(self) -> None:
+        """Let another batch use the memory."""
+        self._give_back(self._context)
+
+
+class DeviceRunner:
+    """Answers with an engine that runs on buffers at fixed addresses; see `Runner`.
+
+    Args:
+        cuda: the device.
+        stream: that the engine computes on.
+        engine: the engine.
+        signature: inputs and outputs; all are numbers.
+        rows: input and output name -> shape of one row, or of the whole where there is no batch.
+        buckets: batch sizes, ascending; () without a batch dimension.
+        contexts: batches in flight at most.
+        graphs: capture a CUDA graph for each bucket.
+
+    Raises:
+        EngineError: the device has not the memory.
+    """
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        stream: Any,
+        engine: Bindable,
+        signature: Signature,
+        rows: Mapping[str, tuple[int, ...]],
+        buckets: tuple[int, ...],
+        contexts: int,
+        graphs: bool,
+    ) -> None:
+        self.signature = signature
+        self.buckets = buckets
+        self.contexts = contexts
+        self.graphs = graphs
+        self._cuda, self._compute, self._engine = cuda, stream, engine
+        self._upload, self._download = cuda.stream(), cuda.stream()
+        self._rows = rows
+        self._names = [spec.name for spec in signature.outputs]
+        self._bytes = {
+            spec.name: int(np.prod(rows[spec.name])) * spec.numpy.itemsize
+            for spec in (*signature.inputs, *signature.outputs)
+        }
+        self._all = [self._context(number) for number in range(contexts)]
+        self._free: queue.SimpleQueue[_Context] = queue.SimpleQueue()
+        for context in self._all:
+            self._free.put(context)
+        self._launching = threading.Lock()
+        self._copiers = ThreadPoolExecutor(min(_COPIERS, max(1, (os.cpu_count() or 1) // 2)), "unified-copy")
+
+    def prepare(self) -> None:
+        """Run every bucket in every context, and capture its graph: what is searched and allocated once is, now."""
+        for context in self._all:
+            for bucket in self.buckets or (0,):
+                self._prepare(context, bucket)
+
+    def submit(self, parts: Sequence[Mapping[str, Array | DeviceArray]]) -> Pending:
+        """Start a batch made of parts, one below the other; waits while as many batches are in flight as may be.
+
+        Args:
+            parts: the inputs of each, together at most the largest bucket.
+        """
+        context = self._free.get()
+        try:
+            return self._start(context, parts)
+        except BaseException:
+            self._free.put(context)
+            raise
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
+    ) -> list[Array]:
+        """The outputs asked for, in that order; see `Runner.run`."""
+        rows = len(next(iter(feeds.values()))) if self.buckets else 0
+        if self.buckets and (rows > self.buckets[-1] or rows == 0):
+            return self._in_pieces(feeds, outputs, rows)
+        pending = self.submit([feeds])
+        try:
+            found = pending.wait()
+            answers = []
+            for name in outputs:
+                if into and name in into:
+                    np.copyto(into[name], found[name])
+                    answers.append(into[name])
+                else:
+                    answers.append(found[name].copy())
+            return answers
+        finally:
+            pending.release()
+
+    def close(self) -> None:
+        """Free graphs, buffers and the engine."""
+        self._cuda.enter()
+        self._cuda.wait_for_stream(self._compute)
+        self._copiers.shutdown()
+        for context in self._all:
+            for graph in context.graphs.values():
+                self._cuda.free_graph(graph)
+            context.runs.clear()
+        self._engine.close()
+        for context in self._all:
+            for address in (*context.inputs.values(), *context.outputs.values()):
+                self._cuda.free(address)
+            for array in (*context.staging.values(), *context.results.values()):
+                self._cuda.free_pinned(array)
+        self._all.clear()
+        self._cuda.close()
+
+    def _context(self, number: int) -> _Context:
+        largest = self.buckets[-1] if self.buckets else 0
+        staging, results, inputs, outputs = dict[str, Array](), dict[str, Array](), dict[str, int](), dict[str, int]()
+        sides = ((self.signature.inputs, staging, inputs), (self.signature.outputs, results, outputs))
+        for specs, arrays, addresses in sides:
+            for spec in specs:
+                shape = (largest, *self._rows[spec.name]) if self.buckets else self._rows[spec.name]
+                arrays[spec.name] = self._cuda.pinned(shape, spec.numpy)
+                addresses[spec.name] = self._cuda.memory(arrays[spec.name].nbytes)
+        # What pads a batch are zeros at first, and rows of earlier batches later: never memory of another process.
+        for name, array in staging.items():
+            self._cuda.to_device(inputs[name], array, array.nbytes, self._upload)
+        self._cuda.wait_for_stream(self._upload)
+        events = [self._cuda.event() for _ in range(3)]
+        return _Context(number, staging, results, inputs, outputs, *events)
+
+    def _prepare(self, context: _Context, bucket: int) -> None:
+        run = context.runs[bucket] = self._engine.bind(bucket, context.inputs, context.outputs, context.number)
+        for _ in range(2):  # the first searches and allocates, the second settles where memory lies
+            run()
+            self._cuda.wait_for_stream(self._compute)
+        if not self.graphs:
+            return
+        try:
+            graph = context.graphs[bucket] = self._cuda.captured(run, self._compute)
+            self._cuda.launch(graph, self._compute)
+            self._cuda.wait_for_stream(self._compute)
+        except EngineError as error:
+            self.graphs = False
+            logger.info('no CUDA graphs batch=%d reason="%s"', bucket, error.why)
+            run()
+            self._cuda.wait_for_stream(self._compute)
+
+    def _start(self, context: _Context, parts: Sequence[Mapping[str, Array | DeviceArray]]) -> Pending:
+        cuda = self._cuda
+        cuda.enter()
+        first = next(iter(self._rows))
+        rows = sum(part[first].shape[0] for part in parts) if self.buckets else 0
+        self._stage(context, parts)
+        bucket = self.buckets[bisect.bisect_left(self.buckets, rows)] if self.buckets else 0
+        with self._launching:
+            cuda.record(context.copied, self._upload)
+            cuda.follow(self._compute, context.copied)
+            graph = context.graphs.get(bucket)
+            if graph is not None:
+                cuda.launch(graph, self._compute)
+            else:
+                if bucket not in context.runs:
+                    self._prepare(context, bucket)
+                context.runs[bucket]()
+            cuda.record(context.computed, self._compute)
+            cuda.follow(self._download, context.computed)
+            for name in self._names:
+                size = self._bytes[name] * (rows or 1)
+                cuda.to_host(context.results[name], context.outputs[name], size, self._download)
+            cuda.record(context.done, self._download)
+        return Pending(cuda, context, rows, self._free.put)
+
+    def _stage(self, context: _Context, parts: Sequence[Mapping[str, Array | DeviceArray]]) -> None:
+        """Start the copies of a batch to the device."""
+        for spec in self.signature.inputs:
+            name, row = spec.name, self._bytes[spec.name]
+            staging, address = context.staging[name], context.inputs[name]
+            copies, at = [], 0
+            for part in parts:
+                value = part[name]
+                size = value.shape[0] if self.buckets else 1
+                if isinstance(value, DeviceArray):
+                    self._cuda.on_device(address + at * row, value.address, value.nbytes, self._upload)
+                else:
+                    copies.append((at, size, value))
+                at += size
+            if copies:
+                self._through_staging(staging, address, row, copies)
+
+    def _through_staging(
+        self, staging: Array, address: int, row: int, copies: Sequence[tuple[int, int, Array]]
+    ) -> None:
+        def copy(at: int, size: int, value: Array) -> None:
+            np.copyto(staging[at : at + size] if self.buckets else staging, value)
+
+        if len(copies) > 1 and sum(value.nbytes for *_, value in copies) > _SPREAD_BYTES:
+            list(self._copiers.map(lambda one: copy(*one), copies))
+        else:
+            for one in copies:
+                copy(*one)
+        begin, end = copies[0][0], copies[-1][0] + copies[-1][1]
+        if end - begin == sum(size for _, size, _ in copies):
+            self._cuda.to_device(address + begin * row, staging[begin:] if self.buckets else staging,
+                                 (end - begin) * row, self._upload)  # fmt: skip
+            return
+        for at, size, _ in copies:  # parts that were on the device already lie between them
+            self._cuda.to_device(address + at * row, staging[at:], size * row, self._upload)
+
+    def _in_pieces(self, feeds: Mapping[str, Array], outputs: Sequence[str], rows: int) -> list[Array]:
+        """A batch that is larger than the largest bucket, or empty."""
+        if not rows:
+            specs = {spec.name: spec for spec in self.signature.outputs}
+            return [np.empty((0, *self._rows[name]), specs[name].numpy) for name in outputs]
+        step = self.buckets[-1]
+        pieces = [
+            self.run({name: array[at : at + step] for name, array in feeds.items()}, outputs)
+            for at in range(0, rows, step)
+        ]
+        return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
