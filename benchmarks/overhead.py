@@ -37,14 +37,12 @@ from measuring.drive import (
 from measuring.models import MODELS, Model, model_file
 from measuring.report import IN_PROCESS, PROMISES, Cell, table
 from measuring.repository import UNIFIED, served_name, write_repository
+from measuring.serving import serving
 from onnxruntime import InferenceSession
 from rich.console import Console
 from unified_backend import hosts
 from unified_backend.errors import UnifiedError
-from unified_backend.server.find import find_server
-from unified_backend.server.options import Options
-from unified_backend.server.preflight import free_ports
-from unified_backend.server.run import RunningServer, start
+from unified_backend.server.run import RunningServer
 
 BACKENDS = ("naive", UNIFIED, "concat", "constant", IN_PROCESS)
 # perf_analyzer's own start and end, measured.
@@ -142,27 +140,8 @@ class _Bench:
 def _serving(grid: Sequence[tuple[Model, str]], threads: int) -> Iterator[RunningServer]:
     """One server with every model of the grid loaded; it lives as long as the block."""
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-        root = Path(folder)
-        write_repository(root / "models", grid, threads)
-        http, grpc, metrics = free_ports(3)
-        options = Options(
-            host="127.0.0.1",
-            http_port=http,
-            grpc_port=grpc,
-            metrics_port=metrics,
-            model_control_mode="explicit",
-            load_models=("*",),
-            # Its own, and empty: what an earlier run measured and remembered has no say here.
-            environment={"TRITON_UNIFIED_CACHE": str(root / "cache")},
-            log=root / "server.log",
-        )
-        with start(find_server(), [root / "models"], options) as server:
-            if not server.ready(timeout=600):
-                raise MeasurementError(f"the server did not get ready\n{_tail(root / 'server.log')}")
-            failed = [model for model in server.models() if model.state != "READY"]
-            if failed:
-                reasons = "\n".join(f"{model.name}: {model.reason}" for model in failed)
-                raise MeasurementError(f"the server could not load every model\n{reasons}")
+        write_repository(Path(folder) / "models", grid, threads)
+        with serving(Path(folder) / "models", Path(folder)) as server:
             yield server
 
 
@@ -242,10 +221,6 @@ def _machine(server: RunningServer, tool: Path, threads: int) -> dict[str, str]:
         "python": platform.python_version(),
         "intra-op threads": str(threads),
     }
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-3000:] if log.exists() else ""
 
 
 def _escaped(text: str) -> str:

@@ -77,6 +77,7 @@ class Settings:
         prefer_nhwc: convolutions with the channels last on CUDA; None where the model runs so.
         cudnn_conv_algo_search: as ONNX Runtime has it; None for EXHAUSTIVE where shapes are fixed, else HEURISTIC.
         gpu_mem_limit: bytes of ONNX Runtime's arena on the GPU; 0 for no limit.
+        gpu_outputs: give outputs in memory of the GPU, to an ensemble's next step there or to CUDA shared memory.
         gpu: the GPU that the instance runs on, which its instance group sets and no parameter; None for the CPU.
     """
 
@@ -116,6 +117,7 @@ class Settings:
     prefer_nhwc: bool | None = None
     cudnn_conv_algo_search: str | None = None
     gpu_mem_limit: int = 0
+    gpu_outputs: bool = False
     gpu: Gpu | None = None
 
 
@@ -169,6 +171,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "prefer_nhwc": choice({**SWITCH, "auto": None}),
         "cudnn_conv_algo_search": choice({name.lower(): name for name in ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")}),
         "gpu_mem_limit": parse_bytes,
+        "gpu_outputs": choice(SWITCH),
     }
     values: dict[str, Any] = {}
     session_options = []

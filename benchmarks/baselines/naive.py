@@ -14,7 +14,9 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters["intra_op_thread_count"]["string_value"])
         self.session = onnxruntime.InferenceSession(
-            parameters["file"]["string_value"], options, providers=["CPUExecutionProvider"]
+            parameters["file"]["string_value"],
+            options,
+            providers=[parameters.get("provider", {}).get("string_value", "CPUExecutionProvider")],
         )
 
     def execute(self, requests):

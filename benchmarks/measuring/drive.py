@@ -38,10 +38,11 @@ class MeasurementError(RuntimeError):
 
 @dataclass(frozen=True)
 class Reading:
-    """Inferences per second, and the median latency of a request in milliseconds."""
+    """Inferences per second, and the median and 99th percentile of a request's latency in milliseconds."""
 
     throughput: float
     p50: float
+    p99: float = float("nan")
 
 
 def find_perf_analyzer() -> Path | None:
@@ -89,7 +90,8 @@ def _analyzed(command: Sequence[str], seconds: float) -> tuple[Reading | None, s
         rows = list(csv.DictReader(report.open())) if report.exists() else []
     if done.returncode or len(rows) != 1:
         return None, done.stdout + done.stderr
-    return Reading(float(rows[0]["Inferences/Second"]), float(rows[0]["p50 latency"]) / 1000), done.stdout
+    row = {name: float(rows[0][name]) for name in ("Inferences/Second", "p50 latency", "p99 latency")}
+    return Reading(row["Inferences/Second"], row["p50 latency"] / 1000, row["p99 latency"] / 1000), done.stdout
 
 
 def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:

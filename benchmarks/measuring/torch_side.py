@@ -1,7 +1,7 @@
 """What benchmarks/gpu.py has done by an interpreter with PyTorch: the models, and torch.compile's figures.
 
-    python torch_side.py export FOLDER            # NAME.onnx for each of NETWORKS, precision and input type
-    python torch_side.py compile NAME BATCH,...   # prints {batch: milliseconds} as JSON
+python torch_side.py export FOLDER            # NAME.onnx for each of NETWORKS, precision and input type
+python torch_side.py compile NAME BATCH,...   # prints {batch: milliseconds} as JSON
 """
 
 from __future__ import annotations

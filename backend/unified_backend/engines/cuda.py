@@ -39,6 +39,7 @@ class Cuda:
     def __init__(self, index: int) -> None:
         from cuda.bindings import driver
 
+        self.index = index
         self._driver = driver
         self._call(driver.cuInit, 0)
         self._device = self._call(driver.cuDeviceGet, index)

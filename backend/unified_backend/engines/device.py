@@ -36,12 +36,11 @@ class DeviceArray:
     """A C-contiguous tensor in the memory of a GPU.
 
     Attributes:
-        keep: what owns the memory.
+        keep: the OrtValue that owns the memory.
     """
 
     address: int
     shape: tuple[int, ...]
-    nbytes: int
     keep: Any
 
 
@@ -90,8 +89,8 @@ class _Context:
 class Pending:
     """A batch in flight."""
 
-    def __init__(self, cuda: Cuda, context: _Context, rows: int, give_back: Callable[[_Context], None]) -> None:
-        self._cuda, self._context, self._rows, self._give_back = cuda, context, rows, give_back
+    def __init__(self, runner: DeviceRunner, context: _Context, rows: int) -> None:
+        self._runner, self._context, self._rows = runner, context, rows
 
     def wait(self) -> dict[str, Array]:
         """The outputs, in memory that is good until `release`.
@@ -99,14 +98,19 @@ class Pending:
         Raises:
             EngineError: the GPU failed.
         """
-        self._cuda.enter()
-        self._cuda.wait(self._context.done)
+        cuda = self._runner.cuda
+        cuda.enter()
+        cuda.wait(self._context.done)
         results = self._context.results
         return {name: array[: self._rows] if self._rows else array for name, array in results.items()}
 
+    def on_device(self, name: str, begin: int, rows: int) -> DeviceArray:
+        """Rows of an output in memory of their own on the GPU; after `wait`."""
+        return self._runner.copied(self._context, name, begin, rows)
+
     def release(self) -> None:
         """Let another batch use the memory."""
-        self._give_back(self._context)
+        self._runner.give_back(self._context)
 
 
 class DeviceRunner:
@@ -141,7 +145,7 @@ class DeviceRunner:
         self.buckets = buckets
         self.contexts = contexts
         self.graphs = graphs
-        self._cuda, self._compute, self._engine = cuda, stream, engine
+        self.cuda, self._compute, self._engine = cuda, stream, engine
         self._upload, self._download = cuda.stream(), cuda.stream()
         self._rows = rows
         self._names = [spec.name for spec in signature.outputs]
@@ -196,23 +200,40 @@ class DeviceRunner:
         finally:
             pending.release()
 
+    def give_back(self, context: _Context) -> None:
+        """Let another batch use a context."""
+        self._free.put(context)
+
+    def copied(self, context: _Context, name: str, begin: int, rows: int) -> DeviceArray:
+        """Rows of a finished batch's output, copied into memory of their own on the GPU."""
+        import onnxruntime
+
+        spec = next(spec for spec in self.signature.outputs if spec.name == name)
+        shape = (rows, *self._rows[name]) if self.buckets else self._rows[name]
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, spec.numpy.type, "cuda", self.cuda.index)
+        row = self._bytes[name]
+        size = row * (rows if self.buckets else 1)
+        self.cuda.on_device(value.data_ptr(), context.outputs[name] + begin * row, size, self._download)
+        self.cuda.wait_for_stream(self._download)
+        return DeviceArray(value.data_ptr(), shape, value._ortvalue)
+
     def close(self) -> None:
         """Free graphs, buffers and the engine."""
-        self._cuda.enter()
-        self._cuda.wait_for_stream(self._compute)
+        self.cuda.enter()
+        self.cuda.wait_for_stream(self._compute)
         self._copiers.shutdown()
         for context in self._all:
             for graph in context.graphs.values():
-                self._cuda.free_graph(graph)
+                self.cuda.free_graph(graph)
             context.runs.clear()
         self._engine.close()
         for context in self._all:
             for address in (*context.inputs.values(), *context.outputs.values()):
-                self._cuda.free(address)
+                self.cuda.free(address)
             for array in (*context.staging.values(), *context.results.values()):
-                self._cuda.free_pinned(array)
+                self.cuda.free_pinned(array)
         self._all.clear()
-        self._cuda.close()
+        self.cuda.close()
 
     def _context(self, number: int) -> _Context:
         largest = self.buckets[-1] if self.buckets else 0
@@ -221,34 +242,34 @@ class DeviceRunner:
         for specs, arrays, addresses in sides:
             for spec in specs:
                 shape = (largest, *self._rows[spec.name]) if self.buckets else self._rows[spec.name]
-                arrays[spec.name] = self._cuda.pinned(shape, spec.numpy)
-                addresses[spec.name] = self._cuda.memory(arrays[spec.name].nbytes)
+                arrays[spec.name] = self.cuda.pinned(shape, spec.numpy)
+                addresses[spec.name] = self.cuda.memory(arrays[spec.name].nbytes)
         # What pads a batch are zeros at first, and rows of earlier batches later: never memory of another process.
         for name, array in staging.items():
-            self._cuda.to_device(inputs[name], array, array.nbytes, self._upload)
-        self._cuda.wait_for_stream(self._upload)
-        events = [self._cuda.event() for _ in range(3)]
+            self.cuda.to_device(inputs[name], array, array.nbytes, self._upload)
+        self.cuda.wait_for_stream(self._upload)
+        events = [self.cuda.event() for _ in range(3)]
         return _Context(number, staging, results, inputs, outputs, *events)
 
     def _prepare(self, context: _Context, bucket: int) -> None:
         run = context.runs[bucket] = self._engine.bind(bucket, context.inputs, context.outputs, context.number)
         for _ in range(2):  # the first searches and allocates, the second settles where memory lies
             run()
-            self._cuda.wait_for_stream(self._compute)
+            self.cuda.wait_for_stream(self._compute)
         if not self.graphs:
             return
         try:
-            graph = context.graphs[bucket] = self._cuda.captured(run, self._compute)
-            self._cuda.launch(graph, self._compute)
-            self._cuda.wait_for_stream(self._compute)
+            graph = context.graphs[bucket] = self.cuda.captured(run, self._compute)
+            self.cuda.launch(graph, self._compute)
+            self.cuda.wait_for_stream(self._compute)
         except EngineError as error:
             self.graphs = False
             logger.info('no CUDA graphs batch=%d reason="%s"', bucket, error.why)
             run()
-            self._cuda.wait_for_stream(self._compute)
+            self.cuda.wait_for_stream(self._compute)
 
     def _start(self, context: _Context, parts: Sequence[Mapping[str, Array | DeviceArray]]) -> Pending:
-        cuda = self._cuda
+        cuda = self.cuda
         cuda.enter()
         first = next(iter(self._rows))
         rows = sum(part[first].shape[0] for part in parts) if self.buckets else 0
@@ -270,7 +291,7 @@ class DeviceRunner:
                 size = self._bytes[name] * (rows or 1)
                 cuda.to_host(context.results[name], context.outputs[name], size, self._download)
             cuda.record(context.done, self._download)
-        return Pending(cuda, context, rows, self._free.put)
+        return Pending(self, context, rows)
 
     def _stage(self, context: _Context, parts: Sequence[Mapping[str, Array | DeviceArray]]) -> None:
         """Start the copies of a batch to the device."""
@@ -282,7 +303,7 @@ class DeviceRunner:
                 value = part[name]
                 size = value.shape[0] if self.buckets else 1
                 if isinstance(value, DeviceArray):
-                    self._cuda.on_device(address + at * row, value.address, value.nbytes, self._upload)
+                    self.cuda.on_device(address + at * row, value.address, size * row, self._upload)
                 else:
                     copies.append((at, size, value))
                 at += size
@@ -302,11 +323,11 @@ class DeviceRunner:
                 copy(*one)
         begin, end = copies[0][0], copies[-1][0] + copies[-1][1]
         if end - begin == sum(size for _, size, _ in copies):
-            self._cuda.to_device(address + begin * row, staging[begin:] if self.buckets else staging,
+            self.cuda.to_device(address + begin * row, staging[begin:] if self.buckets else staging,
                                  (end - begin) * row, self._upload)  # fmt: skip
             return
         for at, size, _ in copies:  # parts that were on the device already lie between them
-            self._cuda.to_device(address + at * row, staging[at:], size * row, self._upload)
+            self.cuda.to_device(address + at * row, staging[at:], size * row, self._upload)
 
     def _in_pieces(self, feeds: Mapping[str, Array], outputs: Sequence[str], rows: int) -> list[Array]:
         """A batch that is larger than the largest bucket, or empty."""

@@ -180,6 +180,7 @@ def _session(
     import onnxruntime
 
     assert settings.gpu is not None
+    onnxruntime.set_default_logger_severity(4)
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # those that the wheels of CUDA and cuDNN brought, where no LD_LIBRARY_PATH has them
     # Trying every algorithm takes 1.0 to 1.5 s at each new shape (H100, ResNet-50): where shapes vary, a guess.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.gpus import gpu_of, gpu_of_instance
 from unified_backend.loading import Loaded, describe, load, open_cache
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
+from unified_backend.repository import parameters
 from unified_backend.serving.executor import Executor, Plan
 from unified_backend.serving.memory import keep_freed_memory
 from unified_backend.serving.metrics import ServerMetrics
@@ -106,10 +108,13 @@ class ModelInstance:
         )
 
     def _made_executor(self, pb_utils: Any, loaded: Loaded, plan: Plan) -> Executor | PipelinedExecutor:
+        described, on_device = loaded.described, isinstance(loaded.runner, DeviceRunner)
+        gpu_inputs = on_device and parameters(described.config).get("FORCE_CPU_ONLY_INPUT_TENSORS") == "no"
+        plan = dataclasses.replace(plan, gpu_inputs=gpu_inputs)
         plain = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
-        if isinstance(loaded.runner, DeviceRunner) and loaded.runner.contexts > 1:
-            return PipelinedExecutor(pb_utils, plain, loaded.runner)
-        return plain
+        if not isinstance(loaded.runner, DeviceRunner):
+            return plain
+        return PipelinedExecutor(pb_utils, plain, loaded.runner, gpu_inputs, described.settings.gpu_outputs)
 
     def finalize(self) -> None:
         """Free everything; Triton waits for this for ever, so nothing here waits for anybody."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from unified_backend.engines import Runner
 from unified_backend.errors import EngineError, RequestError, UnifiedError
 from unified_backend.serving.memory import LARGE_BYTES, OutputSlots
-from unified_backend.serving.transfer import reader, writer
+from unified_backend.serving.transfer import device_reader, reader, writer
 from unified_backend.tensors import Array, TensorSpec
 
 __all__ = ["Executor", "Feeds", "Plan"]
@@ -33,12 +33,14 @@ class Plan:
         max_batch_size: 0 for a model whose tensors have no batch dimension.
         concatenate: run a call's requests as one batch, not one by one.
         slow: one run takes long enough that asking whether a request was cancelled pays (it costs a round trip).
+        gpu_inputs: inputs may lie on the GPU.
     """
 
     outputs: tuple[str, ...]
     max_batch_size: int
     concatenate: bool
     slow: bool
+    gpu_inputs: bool = False
 
 
 class Executor:
@@ -67,7 +69,8 @@ class Executor:
         self._errors = errors
         self._inputs = {spec.name: spec for spec in runner.signature.inputs}
         self._outputs = {spec.name: spec for spec in runner.signature.outputs if spec.name in plan.outputs}
-        self._readers = {spec.name: reader(spec) for spec in runner.signature.inputs}
+        readers = device_reader if plan.gpu_inputs else reader
+        self._readers: dict[str, Callable[[Any], Any]] = {spec.name: readers(spec) for spec in runner.signature.inputs}
         self._writers = {spec.name: writer(pb_utils, spec) for spec in runner.signature.outputs}
         self._slots = OutputSlots(pb_utils)
         self._large = _Large(tuple(self._outputs.values()), runner.signature.inputs)
@@ -147,7 +150,7 @@ class Executor:
     def response(self, request: Any, arrays: Mapping[str, Array]) -> Any:
         """The response to a request, made of outputs that are there."""
         try:
-            return self._response([self._writers[name](arrays[name]) for name in self._wanted(request)])
+            return self._response([self._writers[name](arrays[name]) for name in self.wanted(request)])
         except Exception as error:  # noqa: BLE001 - here one request's fault is kept from the others
             return self.failure(error)
 
@@ -182,7 +185,7 @@ class Executor:
         return RequestError(f"input {missing} is missing", "the model needs every input", "Send it with the request")
 
     def _answer_read(self, position: int, request: Any, feeds: Feeds) -> Any:
-        wanted = self._wanted(request)
+        wanted = self.wanted(request)
         targets = self._targets(position, feeds, wanted)
         arrays = self._run(feeds, wanted, targets)
         self._batch_sizes[self.rows(feeds)] += 1
@@ -218,7 +221,7 @@ class Executor:
         """The responses of a group run as one batch; None if an output has not a row for each of its rows."""
         sizes = [self.rows(feeds) for _, feeds in group]
         total = sum(sizes)
-        wanted = [self._wanted(requests[position]) for position, _ in group]
+        wanted = [self.wanted(requests[position]) for position, _ in group]
         names = [name for name in self._outputs if any(name in some for some in wanted)]
         feeds = {name: self._joined(name, [feeds[name] for _, feeds in group], total) for name in self._inputs}
         arrays = dict(zip(names, self._runner.run(feeds, names), strict=True))
@@ -247,7 +250,7 @@ class Executor:
         """The batch size of a request: the first dimension of any of its inputs."""
         return int(feeds[self._first_input].shape[0]) if self._batched else 1
 
-    def _wanted(self, request: Any) -> Sequence[str]:
+    def wanted(self, request: Any) -> Sequence[str]:
         """Outputs to compute: those the client asked for, which Triton has checked against the config."""
         names = request.requested_output_names()
         return self._plan.outputs if len(names) == len(self._plan.outputs) or not names else names

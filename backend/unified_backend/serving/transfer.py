@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from unified_backend.engines.bfloat16 import bfloat16_bits, bfloat16_value
+from unified_backend.engines.device import DeviceArray
 from unified_backend.errors import RequestError
 from unified_backend.tensors import Array, TensorSpec
 
-__all__ = ["reader", "writer"]
+__all__ = ["device_reader", "device_tensor", "reader", "writer"]
 
 
 def reader(spec: TensorSpec) -> Callable[[Any], Array]:
@@ -27,6 +28,26 @@ def writer(pb_utils: Any, spec: TensorSpec) -> Callable[[Array], Any]:
     """A function from the array the engine gave to a `pb_utils.Tensor`; a scalar becomes one of shape [1]."""
     write = _writer(pb_utils, spec)
     return write if spec.shape else lambda array: write(array.reshape(array.shape or (1,)))
+
+
+def device_reader(spec: TensorSpec) -> Callable[[Any], Array | DeviceArray]:
+    """As `reader`, for tensors of numbers that may lie on the GPU, as FORCE_CPU_ONLY_INPUT_TENSORS "no" lets them."""
+    read = reader(spec)
+    return lambda tensor: read(tensor) if tensor.is_cpu() else _on_gpu(tensor)
+
+
+def device_tensor(pb_utils: Any, name: str, array: DeviceArray) -> Any:
+    """A `pb_utils.Tensor` of an output on the GPU."""
+    return pb_utils.Tensor.from_dlpack(name, array.keep.to_dlpack())
+
+
+def _on_gpu(tensor: Any) -> DeviceArray:
+    """The memory of a tensor on the GPU, taken through DLPack."""
+    import onnxruntime
+
+    value = onnxruntime.capi.onnxruntime_pybind11_state.OrtValue.from_dlpack(tensor.to_dlpack())
+    shape = tuple(value.shape())
+    return DeviceArray(value.data_ptr(), shape, value)
 
 
 def _reader(spec: TensorSpec) -> Callable[[Any], Array]:
