@@ -30,13 +30,14 @@ from unified_backend.gpus import driver
 
 HERE = Path(__file__).resolve().parent
 BATCH = 64
-SECONDS = 3.0
+SECONDS = 2.4
 OUTPUT_BYTES = 4000
 # (network, precision of its file, TF32 allowed, as the table has it)
 PRECISIONS = {"fp32": ("fp32", False), "tf32": ("fp32", True), "fp16": ("fp16", False)}
 INPUTS = ("float", "uint8")
 # How the unified backend is configured: (instances, contexts of each).
 UNIFIED = {"one instance": (1, 3), "three instances": (3, 1)}
+BUCKETS = "1,2,4,8,12,16,24,32,48,64"
 RANDOM_SECONDS, RANDOM_CLIENTS = 10.0, 2
 
 _CONFIG = """\
@@ -115,7 +116,7 @@ def _measured(network: str, precision: str, folder: Path, tool: Path, options: a
             for row in rows:
                 for name in (*UNIFIED, "naive"):
                     model = f"{row.input}_{name.replace(' ', '_')}"
-                    for concurrency in options.concurrency if name != "naive" else (1, 64):
+                    for concurrency in options.concurrency if name != "naive" else (64,):
                         try:
                             reading = served(tool, model, url, "shm", concurrency, SECONDS, OUTPUT_BYTES)
                         except MeasurementError as error:
@@ -135,7 +136,7 @@ def _write(repository: Path, row: Row, file: Path, tf32: bool) -> None:
         version.mkdir(parents=True)
         (version / "model.onnx").symlink_to(file)
         config = _CONFIG.format(backend="unified", type=kind, count=count)
-        config += _parameters(contexts=str(contexts), tf32=str(int(tf32)))
+        config += _parameters(contexts=str(contexts), tf32=str(int(tf32)), batch_buckets=BUCKETS)
         (version.parent / "config.pbtxt").write_text(config)
     version = repository / f"{row.input}_naive" / "1"
     version.mkdir(parents=True)

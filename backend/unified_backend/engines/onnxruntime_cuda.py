@@ -115,7 +115,7 @@ class OnnxRuntimeCuda:
             "prepared model=%s gpu=%d buckets=%s contexts=%d cuda_graphs=%s nhwc=%s",
             canonical.label,
             settings.gpu.index,
-            ",".join(map(str, buckets)) or "none",
+            ",".join(map(str, runner.buckets)) or "none",
             settings.contexts,
             runner.graphs,
             facts["prefer_nhwc"],
@@ -180,6 +180,7 @@ def _session(
     import onnxruntime
 
     assert settings.gpu is not None
+    # Trying convolutions logs an error for each that has no plan: hundreds, none of which a user can act on.
     onnxruntime.set_default_logger_severity(4)
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # those that the wheels of CUDA and cuDNN brought, where no LD_LIBRARY_PATH has them
