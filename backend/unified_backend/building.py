@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import unified_backend
-from unified_backend import logs
+from unified_backend import ahead, logs
 from unified_backend.cache import Cache
 from unified_backend.errors import CacheError, ConfigError, Refused, UnifiedError
 from unified_backend.gpus import gpu_of
@@ -108,8 +108,11 @@ def targets(repository: Path, models: Sequence[str], version: int | None) -> tup
     return found, settled
 
 
-def build(wanted: Sequence[Target], jobs: int) -> Iterator[Outcome | Sequence[Target]]:
+def build(wanted: Sequence[Target], jobs: int, device: str | None = None) -> Iterator[Outcome | Sequence[Target]]:
     """Load every target as a server would, `jobs` at a time.
+
+    Args:
+        device: the architecture of a GPU that is not here (`sm89`): then engines for it are built, and not loaded.
 
     Returns:
         each outcome as it comes, and every ten seconds in which there is none, the targets that are being loaded.
@@ -117,7 +120,7 @@ def build(wanted: Sequence[Target], jobs: int) -> Iterator[Outcome | Sequence[Ta
     with ThreadPoolExecutor(jobs) as pool:
         running: dict[Target, subprocess.Popen[str]] = {}
         stopped = threading.Event()
-        pending = {pool.submit(_build_one, target, running, stopped) for target in wanted}
+        pending = {pool.submit(_build_one, target, device, running, stopped) for target in wanted}
         try:
             while pending:
                 done, pending = wait(pending, _REPORT_SECONDS, FIRST_COMPLETED)
@@ -136,10 +139,13 @@ def _cancel(pending: set[Future[Outcome]], running: Mapping[Target, subprocess.P
         child.terminate()
 
 
-def _build_one(target: Target, running: dict[Target, subprocess.Popen[str]], stopped: threading.Event) -> Outcome:
+def _build_one(
+    target: Target, device: str | None, running: dict[Target, subprocess.Popen[str]], stopped: threading.Event
+) -> Outcome:
     began = time.monotonic()
     # -P: what lies in the current directory is not what is imported.
     command = [sys.executable, "-P", "-m", "unified_backend.building", str(target.model_dir), str(target.version)]
+    command += [device] if device else []
     package = str(Path(unified_backend.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     child = subprocess.Popen(
@@ -176,7 +182,7 @@ def _death(child: subprocess.CompletedProcess[str]) -> str:
     return f"its process {how}" + (f": {last.strip()}" if last else "")
 
 
-def _result(target: Target) -> dict[str, Any]:
+def _result(target: Target, device: str | None) -> dict[str, Any]:
     """Do what a load does, up to a loaded engine; fields of an Outcome."""
     label, folder = version_folder(target.model_dir, target.version)
     try:
@@ -185,16 +191,21 @@ def _result(target: Target) -> dict[str, Any]:
         (config.get("parameters") or {}).pop("require_cached", None)
         given = gives_max_batch_size(target.model_dir / "config.pbtxt")
         with open_cache() as cache:
-            loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)
-            loaded.runner.close()
-            _require_kept(label, cache, loaded.described.report.entries)
+            if gpu := ahead.target(device) if device else None:
+                described = describe(label, folder, config, cache, given)
+                reason = ahead.build_ahead(described, gpu, cache)
+            else:
+                loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)
+                loaded.runner.close()
+                described, reason = loaded.described, f"{loaded.engine}: {loaded.reason}"
+            _require_kept(label, cache, described.report.entries)
     except UnifiedError as error:
         return {"status": "failed", "reason": str(error)}
-    report = loaded.described.report
+    report = described.report
     origins = set(report.lookups.values())
     return {
         "status": "built" if "made" in origins else "pulled" if "pulled" in origins else "hit",
-        "reason": f"{loaded.engine}: {loaded.reason}",
+        "reason": reason,
         "lookups": report.lookups,
         "entries": report.entries,
     }
@@ -214,7 +225,7 @@ def _require_kept(label: str, cache: Cache, entries: Sequence[str]) -> None:
         )
 
 
-def _main(model_dir: str, version: str) -> None:
+def _main(model_dir: str, version: str, device: str | None = None) -> None:
     clean_up_when_stopped()
     # The result goes where libraries that print cannot reach.
     results = os.fdopen(os.dup(1), "w")
@@ -222,7 +233,7 @@ def _main(model_dir: str, version: str) -> None:
     os.environ.pop(_REQUIRE_CACHED, None)
     logs.to_standard_error(logging.WARNING)
     with results:
-        json.dump(_result(Target(Path(model_dir), int(version))), results)
+        json.dump(_result(Target(Path(model_dir), int(version)), device), results)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
         SourceError: no model, several, or one that cannot be read.
         ConfigError: a parameter is wrong.
     """
-    settings = dataclasses.replace(read_settings(label, parameters(config), tuple(ENGINES)), gpu=gpu_of(config))
+    settings = dataclasses.replace(read_settings(label, parameters(config, label), tuple(ENGINES)), gpu=gpu_of(config))
     source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
     refuse_unused(source.format, settings, label)
     lookup = _Lookup(label, cache)

@@ -20,17 +20,19 @@ from unified_backend.errors import (
     EngineError,
     SourceChangedError,
     SourceError,
+    UnifiedError,
     VerificationError,
 )
 from unified_backend.formats import FORMATS, Source, find_source
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.ladder import find
-from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
+from unified_backend.forms.profiled import samples_within, with_profiles
+from unified_backend.forms.reference import ENGINES, PROFILED, Reference, canonical_of_onnx
 from unified_backend.forms.stated import stated
 from unified_backend.gpus import Gpu
 from unified_backend.lookups import Lookup, Make, Report
-from unified_backend.model_keys import batching_key, engine_key
+from unified_backend.model_keys import AHEAD, batching_key, engine_key, verification_key
 from unified_backend.repository import chosen_filename, parameters
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
@@ -96,7 +98,7 @@ def describe(
     """
     _refuse_cache_inside(label, folder, cache)
     report = Report()
-    settings = dataclasses.replace(read_settings(label, parameters(config), tuple(ENGINES)), gpu=gpu)
+    settings = dataclasses.replace(read_settings(label, parameters(config, label), tuple(ENGINES)), gpu=gpu)
     if cache_settings().require_cached:
         settings = dataclasses.replace(settings, require_cached=True)
     with report.phase("detect"):
@@ -122,6 +124,8 @@ def describe(
         fixed=fixed_dims(completed, canonical.signature),
         max_batch_size=int(completed["max_batch_size"]),
     )
+    with report.phase("prove"):
+        settings = with_profiles(canonical, settings, completed, lookup, reference)
     return Described(source, snapshot, settings, canonical, batching, completed, report)
 
 
@@ -181,6 +185,8 @@ def load(described: Described, cache: Cache) -> Loaded:
                 runner = engine.load(canonical, built, settings, threads)
             if built is None and not described.snapshot.holds():
                 raise SourceChangedError(canonical.label)
+            if built is not None and AHEAD in built.facts:
+                _prove(runner, name, key, canonical, settings, fixed, reference, lookup)
         except (EngineError, SourceError, VerificationError) as error:
             failures.append(f"{name}: {error.why}")
             logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
@@ -213,13 +219,50 @@ def _build(
     facts = engine.build(canonical, settings, folder)
     if engine.name == canonical.judged_by:
         return facts
-    samples = samples_of(reference.runner(canonical), fixed)
     runner = engine.load(canonical, Built(folder, facts), settings, Threads(hosts.cores()))
+    try:
+        return {**facts, **_verified(runner, engine.name, canonical, settings, fixed, reference)}
+    finally:
+        runner.close()
+
+
+def _prove(
+    runner: Runner,
+    name: str,
+    key: Key,
+    canonical: Canonical,
+    settings: Settings,
+    fixed: FixedDims,
+    reference: Reference,
+    lookup: Lookup,
+) -> None:
+    """Verify an engine that was built ahead, once for each kind of GPU.
+
+    Raises:
+        VerificationError: it computes something else.
+    """
+    try:
+        lookup(
+            verification_key(key.digest, canonical.judged_by, settings),
+            lambda _: _verified(runner, name, canonical, settings, fixed, reference),
+        )
+    except UnifiedError:
+        runner.close()
+        raise
+
+
+def _verified(
+    runner: Runner, name: str, canonical: Canonical, settings: Settings, fixed: FixedDims, reference: Reference
+) -> dict[str, Any]:
+    """Facts of a comparison with the engine that the model was judged by."""
+    if name in PROFILED and settings.profiles:
+        samples = samples_within(settings, canonical, fixed, reference)
+    else:
+        samples = samples_of(reference.runner(canonical), fixed)
     rows = verify(runner, samples, settings.tolerance)
-    runner.close()
     if settings.verify == "strict":
-        require(rows, canonical.judged_by, engine.name)
-    return {**facts, "reference": canonical.judged_by, "verified": [row.to_json() for row in rows]}
+        require(rows, canonical.judged_by, name)
+    return {"reference": canonical.judged_by, "verified": [row.to_json() for row in rows]}
 
 
 def _built(key: Key, make: Make, lookup: Lookup) -> Built | None:

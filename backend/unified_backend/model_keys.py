@@ -21,7 +21,18 @@ from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.catalogue import Toolchain
 
-__all__ = ["batching_key", "canonical_key", "conversion_key", "converted_key", "direct_key", "engine_key"]
+__all__ = [
+    "AHEAD",
+    "batching_key",
+    "canonical_key",
+    "conversion_key",
+    "converted_key",
+    "direct_key",
+    "engine_key",
+    "verification_key",
+]
+
+AHEAD = "built_ahead"  # fact of an engine that could not be run where it was built
 
 
 def canonical_key(source: Source, settings: Settings, digests: Sequence[str], memo: FileMemo) -> Key:
@@ -142,6 +153,27 @@ def batching_key(canonical: str, fixed: FixedDims) -> Key:
 def engine_key(canonical: str, engine: Engine, settings: Settings) -> Key:
     """Of a built engine: the canonical model, and all that the engine says its bytes depend on."""
     return Key("engine", {"canonical": canonical, "engine": engine.name, **engine.key_fields(settings)})
+
+
+def verification_key(engine: str, judge: str, settings: Settings) -> Key:
+    """Of the proof that an engine which was built elsewhere computes on this GPU what it should.
+
+    Args:
+        engine: digest of the engine's key.
+        judge: the engine that it is compared with.
+    """
+    assert settings.gpu is not None
+    return Key(
+        "verification",
+        {
+            "engine": engine,
+            "judge": judge,
+            "gpu": settings.gpu.name,
+            "verify": settings.verify,
+            "tolerance": settings.tolerance,
+            "recipe": verification.RECIPE,
+        },
+    )
 
 
 def _written(fixed: FixedDims) -> dict[str, Any]:

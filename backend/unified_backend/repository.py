@@ -8,6 +8,7 @@ from typing import Any
 
 from unified_backend.errors import ConfigError, Refused
 from unified_backend.pbtxt import read_pbtxt
+from unified_backend.tensorrt_options import accelerator_parameters
 
 __all__ = [
     "backend_of",
@@ -96,9 +97,17 @@ def backend_of(model_dir: Path) -> str:
     return str(config.get("backend") or config.get("platform") or "not named")
 
 
-def parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """The `parameters` of a config: name -> string value."""
-    return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+def parameters(config: Mapping[str, Any], label: str) -> dict[str, str]:
+    """The `parameters` of a config, and the options of an execution accelerator: name -> string value.
+
+    Args:
+        label: `model/version`, for messages.
+
+    Raises:
+        ConfigError: the accelerator's options are not whole.
+    """
+    own = {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+    return accelerator_parameters(label, config, own)
 
 
 def chosen_filename(config: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from unified_backend.errors import ConfigError
 from unified_backend.gpus import Gpu
+from unified_backend.tensorrt_options import Profile, TensorRtOptions, tensorrt_parsers
 from unified_backend.values import (
     SWITCH,
     at_least_one,
@@ -78,6 +79,8 @@ class Settings:
         cudnn_conv_algo_search: as ONNX Runtime has it; None for EXHAUSTIVE where shapes are fixed, else HEURISTIC.
         gpu_mem_limit: bytes of ONNX Runtime's arena on the GPU; 0 for no limit.
         gpu_outputs: give outputs in memory of the GPU, to an ensemble's next step there or to CUDA shared memory.
+        tensorrt: what the parameters of TensorRT say; see `TensorRtOptions`, whose fields they are.
+        profiles: that TensorRT builds for, derived from the model and its completed config; set by no parameter.
         gpu: the GPU that the instance runs on, which its instance group sets and no parameter; None for the CPU.
     """
 
@@ -118,6 +121,8 @@ class Settings:
     cudnn_conv_algo_search: str | None = None
     gpu_mem_limit: int = 0
     gpu_outputs: bool = False
+    tensorrt: TensorRtOptions = dataclasses.field(default_factory=TensorRtOptions)
+    profiles: tuple[Profile, ...] = ()
     gpu: Gpu | None = None
 
 
@@ -172,6 +177,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "cudnn_conv_algo_search": choice({name.lower(): name for name in ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")}),
         "gpu_mem_limit": parse_bytes,
         "gpu_outputs": choice(SWITCH),
+        **(of_tensorrt := tensorrt_parsers()),
     }
     values: dict[str, Any] = {}
     session_options = []
@@ -189,7 +195,8 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
             _warn_unknown(label, name, tuple(parsers))
     if "memory.enable_memory_arena_shrinkage" in values:
         values["arena_shrinkage"] = values.pop("memory.enable_memory_arena_shrinkage")
-    return Settings(**values, session_options=tuple(session_options))
+    tensorrt = TensorRtOptions(**{name: values.pop(name) for name in of_tensorrt.keys() & values.keys()})
+    return Settings(**values, session_options=tuple(session_options), tensorrt=tensorrt)
 
 
 def is_session_option(name: str) -> bool:

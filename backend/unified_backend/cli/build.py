@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import hosts, logs
+from unified_backend.ahead import target
 from unified_backend.building import Outcome, Target, targets
 from unified_backend.building import build as built
 from unified_backend.cache import Cache
@@ -37,7 +38,9 @@ def build(
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Models built at once; each takes its memory.")] = 1,
     device: Annotated[
         str | None,
-        typer.Option("--for", metavar="DEVICE", help="What to build for; this host's processor if not given."),
+        typer.Option(
+            "--for", metavar="DEVICE", help="What to build for: a GPU as sm89 (TensorRT-RTX); this host if not given."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +55,7 @@ def build(
     triton-unified build models --jobs 4
     """
     logs.to_standard_error(logging.WARNING)
-    _check_device(device)
+    ahead_of = _checked(device)
     if is_remote(repository):
         raise Refused(f"{repository} is not a directory", "build reads files", "Copy the repository to a directory")
     folder = Path(repository).absolute()
@@ -60,14 +63,14 @@ def build(
     wanted, outcomes = targets(folder, models or (), version)
     cache = opened()
     with translated(cache):
-        outcomes += _watched(wanted, jobs)
+        outcomes += _watched(wanted, jobs, ahead_of)
         outcomes = sorted(_still_there(cache, outcomes), key=lambda row: (row.model, row.version or 0))
         sent = _push(cache, outcomes)
     if as_json:
         print_json(
             {
                 "repository": str(folder),
-                "device": _host_device(),
+                "device": ahead_of or _host_device(),
                 "models": [_json(row) for row in outcomes],
                 "pushed": [dataclasses.asdict(row) for row in sent],
             }
@@ -82,29 +85,33 @@ def build(
         raise typer.Exit(1)
 
 
-def _check_device(device: str | None) -> None:
-    """
+def _checked(device: str | None) -> str | None:
+    """The architecture of a GPU that need not be here, as asked for; None for what this host is.
+
     Raises:
-        Refused: it is not this host's.
+        Refused: it is neither.
     """
+    if device and target(device):
+        return device
     if device not in (None, "cpu", _host_device()):
         raise Refused(
             f'nothing can be built for "{device}" here',
             "ONNX Runtime optimises for the processor that it runs on",
-            f"Build on such a host; this one builds for {_host_device()}",
+            f"Build on such a host; this one builds for {_host_device()}, and TensorRT-RTX for GPUs such as sm89",
         )
+    return None
 
 
 def _host_device() -> str:
     return f"cpu:{hosts.cpu_features()}"
 
 
-def _watched(wanted: Sequence[Target], jobs: int) -> list[Outcome]:
+def _watched(wanted: Sequence[Target], jobs: int, device: str | None) -> list[Outcome]:
     """Build, with a spinner on a terminal, and a line for each model and every ten seconds elsewhere."""
     console = Console(stderr=True, highlight=False)
     outcomes: list[Outcome] = []
     with console.status(f"building: {len(wanted)} to go") as status:
-        for step in built(wanted, jobs):
+        for step in built(wanted, jobs, device):
             if not isinstance(step, Outcome):
                 typer.echo(f"building: {', '.join(target.label for target in step)}", err=True)
                 continue

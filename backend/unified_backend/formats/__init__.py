@@ -23,6 +23,7 @@ from unified_backend.formats.ncnn import Ncnn
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.openvino_ir import OpenVinoIr
 from unified_backend.formats.paddle import Paddle
+from unified_backend.formats.plan import plans
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.skops import Skops
 from unified_backend.formats.tflite import TfLite
@@ -71,6 +72,7 @@ FORMATS: dict[str, Format] = {
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
         *(TorchScript(), TorchExport(), MxNet(), Paddle(), OpenVinoIr(), Mnn(), Ncnn()),
         *(Skops(), LightGbm(), XgBoost()),
+        *plans(),
     )
 }
 

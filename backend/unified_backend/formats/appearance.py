@@ -16,7 +16,6 @@ _SIGNATURES = (
     (0, b"/annex/objects/", "a git-annex pointer: run `git annex get`"),
     (0, b"\x89HDF\r\n\x1a\n", "HDF5 without a Keras model's layers, weights alone perhaps: save with model.save(...)"),
     (0, b"PK\x03\x04", "a zip archive, but no model of Keras's or PyTorch's"),
-    (0, b"ftrt", "a TensorRT plan"),
     (0, MAGIC, "parameters of MXNet; their graph, NAME-symbol.json, is missing"),
     (0, b"\x1f\x8b", "gzip: unpack it"),
     (0, b"\x28\xb5\x2f\xfd", "zstd: unpack it"),

@@ -27,6 +27,8 @@ _UNUSED = {
     "tflite": (("tags",), "a TensorFlow Lite file has no tags"),
     "openvino": (_OF_CONVERSIONS, "an OpenVINO model is served as it is"),
     "ncnn": (_OF_CONVERSIONS, "an ncnn model is served as it is"),
+    "plan": ((*_ALL, *_TORCHSCRIPT), "a TensorRT plan is served as it is"),
+    "plan-rtx": ((*_ALL, *_TORCHSCRIPT), "a TensorRT-RTX plan is served as it is"),
     "mnn": (_OF_CONVERSIONS, "an MNN file is served as it is"),
 }
 

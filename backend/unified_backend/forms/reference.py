@@ -15,18 +15,29 @@ from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
+from unified_backend.engines.tensorrt import TensorRt, TensorRtRtx
 from unified_backend.formats import Source
 from unified_backend.lookups import Lookup
 from unified_backend.model_keys import canonical_key
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
 
-__all__ = ["ENGINES", "Reference", "canonical_of_onnx"]
+__all__ = ["ENGINES", "PROFILED", "Reference", "canonical_of_onnx"]
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
-    for engine in (OnnxRuntimeCuda(), OnnxRuntime(), OpenVino(), LiteRt(), MnnEngine(), NcnnEngine())
+    for engine in (
+        TensorRt(),
+        TensorRtRtx(),
+        OnnxRuntimeCuda(),
+        OnnxRuntime(),
+        OpenVino(),
+        LiteRt(),
+        MnnEngine(),
+        NcnnEngine(),
+    )
 }
+PROFILED = ("tensorrt", "tensorrt_rtx")  # those that build for the shapes of optimization profiles
 
 
 class Reference:

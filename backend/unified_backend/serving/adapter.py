@@ -11,6 +11,7 @@ from typing import Any
 
 from unified_backend import logs
 from unified_backend.engines.device import DeviceRunner
+from unified_backend.engines.tensorrt_misses import MissRunner
 from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.gpus import gpu_of, gpu_of_instance
 from unified_backend.loading import Loaded, describe, load, open_cache
@@ -92,6 +93,9 @@ class ModelInstance:
         self._runner = loaded.runner
         self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
         failures = cache.remote.failures if cache.remote else None
+        if isinstance(loaded.runner, MissRunner):
+            loaded.runner.misses.clear()  # those of the warm-up
+            self._metrics.profile_misses = loaded.runner.misses
         self._metrics.load(report.seconds, report.lookups, loaded.engine, failures)
         self._executor = self._made_executor(pb_utils, loaded, plan)
         self.execute = self._executor.execute

@@ -21,6 +21,7 @@ _FAMILIES = {
     "unified_cache_remote_failures_total": ("COUNTER", "What the remote cache tier failed to do"),
     "unified_engine_info": ("GAUGE", "1 for the engine that answers"),
     "unified_request_errors_total": ("COUNTER", "Requests answered with an error, by Triton error code"),
+    "unified_profile_misses_total": ("COUNTER", "Requests outside every optimization profile of the engine"),
     # A Prometheus histogram in three counters: Triton's own histogram takes one call an observation.
     "unified_batch_size_bucket": ("COUNTER", "Executions whose batch size was at most `le`"),
     "unified_batch_size_sum": ("COUNTER", "Samples executed"),
@@ -36,6 +37,7 @@ class ServerMetrics:
     Attributes:
         batch_sizes: runs of the engine by batch size, counted by the executor.
         errors: requests answered with an error, by Triton error code, likewise.
+        profile_misses: requests outside every optimization profile, by engine, counted by the runner.
     """
 
     def __init__(self, pb_utils: Any, model: str, version: str) -> None:
@@ -47,7 +49,8 @@ class ServerMetrics:
         self._metrics: dict[tuple[str, _Label], Any] = {}
         self.batch_sizes: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
-        self._sent: dict[str, Counter[Any]] = {"batch_sizes": Counter(), "errors": Counter()}
+        self.profile_misses: Counter[str] = Counter()
+        self._sent: dict[str, Counter[Any]] = {name: Counter() for name in ("batch_sizes", "errors", "profile_misses")}
         self._wake = threading.Event()
         self._stopped = False
         try:
@@ -101,6 +104,8 @@ class ServerMetrics:
         sizes, errors = self._news("batch_sizes"), self._news("errors")
         for code, count in errors.items():
             self._metric("unified_request_errors_total", code=code).increment(count)
+        for engine, count in self._news("profile_misses").items():
+            self._metric("unified_profile_misses_total", engine=engine).increment(count)
         if not sizes:
             return
         for bound in (*map(float, BATCH_SIZE_BUCKETS), float("inf")):
