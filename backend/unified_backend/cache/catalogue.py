@@ -78,7 +78,9 @@ def is_model(label: str, name: str) -> bool:
 
 
 def device_of(key: Key) -> str:
-    """What an entry can be used on: `any`, or `cpu:` and the instruction sets that it was made for."""
+    """What an entry can be used on: `any`, `cpu:` and the instruction sets that it was made for, or `gpu:` and which."""
+    if gpu := key.fields.get("device", key.fields.get("gpu")):
+        return f"gpu:{gpu}"
     features = key.fields.get("cpu_features", key.fields.get("cpu"))
     return "any" if features is None else f"cpu:{features}"
 

@@ -137,7 +137,11 @@ class Cuda:
         self._call(self._driver.cuGraphExecDestroy, graph)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        code, *values = function(*arguments)
+        try:
+            code, *values = function(*arguments)
+        except RuntimeError as error:  # the driver is not there, or older than the function
+            what = f"CUDA's {function.__name__} cannot be called"
+            raise EngineError(what, " ".join(str(error).split()), "Install NVIDIA's driver, or a newer one") from None
         if code.value:
             name = self._driver.cuGetErrorName(code)[1].decode()
             text = self._driver.cuGetErrorString(code)[1].decode()

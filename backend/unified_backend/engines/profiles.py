@@ -47,8 +47,10 @@ def ranges_of(runner: Runner, fixed: FixedDims, batched: bool) -> dict[str, dict
         }
         for spec in signature.inputs
     }
+    if not any(wide.values()):
+        return wide
     free = next((one for one in recipes(signature, fixed, batch) if _runs(runner, one, fixed, batch)), None)
-    if free is None or not any(wide.values()):
+    if free is None:
         return wide
 
     def runs(sizes: Mapping[str, Mapping[int, int]]) -> bool:

@@ -170,6 +170,7 @@ def _built(
         "tf32": settings.tf32,
         "timing_cache": _timing_cache(name, gpu) if settings.tensorrt.timing_cache and not targets else None,
         "targets": targets,
+        "here": here,
         # CUDA reserves far more addresses than memory: with a GPU the kernel's own limits are what there is.
         "memory": 0 if here else settings.conversion_memory,
     }

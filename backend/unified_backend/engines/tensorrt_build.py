@@ -29,7 +29,7 @@ def built(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `engine`, `label`, `path`, `folder`, `signature`, `profiles`, `options`, `tf32`, `timing_cache` (a path or
-            None), and `targets`: compute capabilities, of TensorRT-RTX.
+            None), `targets`: compute capabilities, of TensorRT-RTX; and `here`: whether the GPU is here.
 
     Raises:
         EngineError: TensorRT does not take the model, or a profile or option.
@@ -45,7 +45,7 @@ def built(job: Mapping[str, Any]) -> dict[str, Any]:
     plan = _plan(builder, network, config, job, log)
     folder = Path(job["folder"])
     (folder / PLAN).write_bytes(plan)
-    layers = _layers(network)
+    layers = (_engine_layers(trt, log, plan) if job["here"] else []) or _network_layers(network)
     (folder / LAYERS).write_text(json.dumps(layers))
     return {
         "version": str(trt.__version__),
@@ -172,19 +172,24 @@ def _monitor(trt: Any) -> Any:
     return Monitor()
 
 
-def _layers(network: Any) -> list[dict[str, Any]]:
-    layers = map(network.get_layer, range(network.num_layers))
+def _engine_layers(trt: Any, log: Log, plan: bytes) -> list[dict[str, str]]:
+    """The layers as TensorRT fused them, which only a GPU that runs them tells; none where it tells nothing."""
+    engine = trt.Runtime(log.sink).deserialize_cuda_engine(plan)
+    if engine is None:
+        return []
+    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(told).get("Layers") or []
     return [
-        {
-            "name": layer.name,
-            "type": layer.type.name.lower(),
-            "outputs": {
-                tensor.name: [tensor.dtype.name, *tensor.shape]
-                for tensor in map(layer.get_output, range(layer.num_outputs))
-            },
-        }
+        {"name": str(layer.get("Name", "")), "type": str(layer.get("LayerType", "")).lower()}
         for layer in layers
+        if isinstance(layer, dict)
     ]
+
+
+def _network_layers(network: Any) -> list[dict[str, str]]:
+    """The layers as the parser made them."""
+    layers = map(network.get_layer, range(network.num_layers))
+    return [{"name": layer.name, "type": layer.type.name.lower()} for layer in layers]
 
 
 def _say(phase: str) -> None:

@@ -97,11 +97,10 @@ def header_of(path: Path) -> Header:
 
 
 def _layers(path: Path) -> dict[str, Any]:
-    """What was written beside it when it was built: the network's layers, before TensorRT fused them."""
+    """What was written beside it when it was built here: its layers, without constants."""
     try:
         layers = json.loads(path.with_name(_LAYERS).read_bytes())
     except (OSError, ValueError):
         return {}
-    counts = Counter(layer["type"] for layer in layers)
-    rows = [f"{layer['type']}  {layer['name']}" for layer in layers]
-    return {"operators": dict(counts.most_common()), "layers": rows}
+    rows = {layer["name"]: layer["type"] for layer in layers if layer["type"] != "constant"}
+    return {"operators": dict(Counter(rows.values()).most_common()), "layers": rows}
