@@ -78,7 +78,7 @@ def is_model(label: str, name: str) -> bool:
 
 
 def device_of(key: Key) -> str:
-    """What an entry can be used on: `any`, `cpu:` and the instruction sets that it was made for, or `gpu:` and which."""
+    """What an entry can be used on: `any`, `cpu:` and the instruction sets that it was made for, `gpu:` and which."""
     if gpu := key.fields.get("device", key.fields.get("gpu")):
         return f"gpu:{gpu}"
     features = key.fields.get("cpu_features", key.fields.get("cpu"))

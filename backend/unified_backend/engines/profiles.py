@@ -11,7 +11,7 @@ from unified_backend.samples import FixedDims, Recipe, recipes
 from unified_backend.tensorrt_options import Profile, ShapeRange
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["RECIPE", "bounds", "derive", "fitting", "ranges_of", "row_profile", "shapes_of", "typical"]
+__all__ = ["RECIPE", "bounds", "derive", "fitting", "only_the_batch_varies", "ranges_of", "shapes_of", "typical"]
 
 Range = tuple[int, int, int]
 Ranges = Mapping[str, Mapping[int, Range]]
@@ -134,16 +134,17 @@ def typical(profiles: Sequence[Profile], batched: bool) -> dict[str, dict[int, i
     return {one.name: dict(list(enumerate(one.best))[first:]) for one in profiles[0]} if profiles else {}
 
 
-def row_profile(profiles: Sequence[Profile], max_batch_size: int) -> bool:
-    """Whether one profile holds every batch up to max_batch_size, and nothing else varies."""
+def only_the_batch_varies(
+    signature: Signature, fixed: FixedDims, max_batch_size: int, profiles: Sequence[Profile]
+) -> bool:
+    """Whether requests differ in their batch alone, and one profile holds them all."""
     first = 1 if max_batch_size else 0
+    for spec in signature.inputs:
+        sizes = [fixed.get(spec.name, {}).get(axis, size) for axis, size in enumerate(spec.shape or ())]
+        if spec.shape is None or not all(isinstance(size, int) for size in sizes[first:]):
+            return False
     return any(
-        all(
-            one.least[first:] == one.most[first:]
-            and (not first or (one.least[0] == 1 and one.most[0] >= max_batch_size))
-            for one in profile
-        )
-        for profile in profiles
+        all(not first or (one.least[0] == 1 and one.most[0] >= max_batch_size) for one in row) for row in profiles
     )
 
 

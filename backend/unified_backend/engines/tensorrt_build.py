@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from unified_backend.tensors import Signature
 __all__ = ["LAYERS", "PLAN", "built"]
 
 PLAN, LAYERS = "model.plan", "layers.json"
+_ASSERTION = re.compile(r'&& "(.*?)\.?"$')
 _MESSAGES = 3  # of the parser's that are shown
 
 
@@ -60,9 +63,9 @@ def _network(trt: Any, builder: Any, log: Log, job: Mapping[str, Any]) -> Any:
     strong = trt.NetworkDefinitionCreationFlag.__members__.get("STRONGLY_TYPED")
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     parser = trt.OnnxParser(network, log.sink)
-    if not parser.parse_from_file(job["path"]):
+    if not _parsed(parser, job["path"]):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
-        reasons = [f'{error.node_operator()} "{error.node_name()}": {error.desc()}' for error in errors]
+        reasons = [_stopped(error.node_operator(), error.node_name(), error.desc()) for error in errors]
         raise EngineError(
             f"{job['label']}: {job['engine']} does not take the model",
             " | ".join(dict.fromkeys(reasons[:_MESSAGES])) or log.reason("the parser does not say why"),
@@ -89,6 +92,39 @@ def _network(trt: Any, builder: Any, log: Log, job: Mapping[str, Any]) -> Any:
             "Export the model with that shape fixed, or set `engine` to another one",
         )
     return network
+
+
+def _parsed(parser: Any, path: str) -> bool:
+    """Parse a file, without the names of dimensions that share one and are not alike.
+
+    TensorRT holds dimensions of one name to one size, and exporters call all that they do not know `?`: PP-OCR's
+    networks would take no image but square ones.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input]
+    unfit = {
+        name
+        for shape in shapes
+        for name, count in Counter(dim.dim_param for dim in shape if dim.dim_param).items()
+        if count > 1 or not any(map(str.isalnum, name))
+    }
+    if not unfit:
+        return bool(parser.parse_from_file(path))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in unfit:
+                dim.ClearField("dim_param")
+    return bool(parser.parse(model.SerializeToString(), path))
+
+
+def _stopped(operator: str, name: str, words: str) -> str:
+    """What stopped the parser; of an assertion the part that is for people."""
+    if match := _ASSERTION.search(words):
+        words = match[1]
+    node = f'{operator} "{name}"' if name else operator
+    return f"{node}: {words}" if node else words
 
 
 def _config(trt: Any, builder: Any, network: Any, job: Mapping[str, Any]) -> Any:

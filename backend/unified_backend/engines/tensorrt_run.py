@@ -13,7 +13,7 @@ import numpy as np
 from unified_backend.engines import Canonical, Runner
 from unified_backend.engines.cuda import Cuda
 from unified_backend.engines.device import DeviceRunner, buckets_up_to
-from unified_backend.engines.profiles import bounds, fitting, row_profile, shapes_of
+from unified_backend.engines.profiles import bounds, fitting, only_the_batch_varies, shapes_of
 from unified_backend.engines.tensorrt_module import TRITON_TYPES, Log, load_plugins, module_of, validity
 from unified_backend.errors import EngineError, RequestError
 from unified_backend.settings import Settings
@@ -50,8 +50,9 @@ def open_plan(name: str, canonical: Canonical, path: Path, settings: Settings) -
     cuda.enter()
     plan = _Plan(name, canonical, path, settings)
     stream = cuda.stream()
-    size, profiles = canonical.max_batch_size, plan.profiles
-    rows = plan.rows(size) if row_profile(profiles, size) else None
+    size = canonical.max_batch_size
+    alike = only_the_batch_varies(plan.signature, canonical.fixed, size, plan.profiles)
+    rows = plan.rows(size) if alike else None
     if rows is None:
         return Opened(TensorRtRunner(cuda, stream, plan), takes_all=False)
     buckets = buckets_up_to(size, settings.batch_buckets) if size else ()
@@ -177,7 +178,7 @@ class _Bound:
         """See `Bindable.bind`."""
         shapes = {name: (rows, *self._rows[name]) if rows else self._rows[name] for name in inputs}
         profile = fitting(self._plan.profiles, shapes)
-        assert profile is not None  # `row_profile` has seen that one holds every batch
+        assert profile is not None  # `only_the_batch_varies` has seen that one holds every batch
         execution = self._plan.context(profile, self._stream, self._scratch)
         for name, shape in shapes.items():
             _set(execution.set_input_shape(name, shape), self._plan, name)
