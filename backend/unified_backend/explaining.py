@@ -26,7 +26,7 @@ from unified_backend.forms.reference import ENGINES
 from unified_backend.gpus import gpu_of
 from unified_backend.loading import foreign
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
-from unified_backend.repository import chosen_filename, parameters
+from unified_backend.repository import chosen_filename, parameters_of
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.catalogue import Toolchain
@@ -81,7 +81,9 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
         SourceError: no model, several, or one that cannot be read.
         ConfigError: a parameter is wrong.
     """
-    settings = dataclasses.replace(read_settings(label, parameters(config, label), tuple(ENGINES)), gpu=gpu_of(config))
+    settings = dataclasses.replace(
+        read_settings(label, parameters_of(config, label), tuple(ENGINES)), gpu=gpu_of(config)
+    )
     source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
     refuse_unused(source.format, settings, label)
     lookup = _Lookup(label, cache)

@@ -33,7 +33,7 @@ from unified_backend.forms.stated import stated
 from unified_backend.gpus import Gpu
 from unified_backend.lookups import Lookup, Make, Report
 from unified_backend.model_keys import AHEAD, batching_key, engine_key, verification_key
-from unified_backend.repository import chosen_filename, parameters
+from unified_backend.repository import chosen_filename, parameters_of
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
@@ -98,7 +98,7 @@ def describe(
     """
     _refuse_cache_inside(label, folder, cache)
     report = Report()
-    settings = dataclasses.replace(read_settings(label, parameters(config, label), tuple(ENGINES)), gpu=gpu)
+    settings = dataclasses.replace(read_settings(label, parameters_of(config, label), tuple(ENGINES)), gpu=gpu)
     if cache_settings().require_cached:
         settings = dataclasses.replace(settings, require_cached=True)
     with report.phase("detect"):

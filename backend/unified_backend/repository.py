@@ -16,6 +16,7 @@ __all__ = [
     "completed_by_core",
     "our_config",
     "parameters",
+    "parameters_of",
     "version_folder",
     "versions",
 ]
@@ -97,8 +98,13 @@ def backend_of(model_dir: Path) -> str:
     return str(config.get("backend") or config.get("platform") or "not named")
 
 
-def parameters(config: Mapping[str, Any], label: str) -> dict[str, str]:
-    """The `parameters` of a config, and the options of an execution accelerator: name -> string value.
+def parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """The `parameters` of a config: name -> string value."""
+    return {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
+
+
+def parameters_of(config: Mapping[str, Any], label: str) -> dict[str, str]:
+    """The `parameters` of a config, and the options of an execution accelerator under their names.
 
     Args:
         label: `model/version`, for messages.
@@ -106,8 +112,7 @@ def parameters(config: Mapping[str, Any], label: str) -> dict[str, str]:
     Raises:
         ConfigError: the accelerator's options are not whole.
     """
-    own = {name: str(value.get("string_value", "")) for name, value in (config.get("parameters") or {}).items()}
-    return accelerator_parameters(label, config, own)
+    return accelerator_parameters(label, config, parameters(config))
 
 
 def chosen_filename(config: Mapping[str, Any]) -> str | None:

@@ -112,6 +112,8 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
     "enable_mem_pattern": ({"enable_mem_pattern": "0"}, set()),
     "arena_shrinkage": ({"memory.enable_memory_arena_shrinkage": "cpu:0"}, set()),
     "custom_op_library": ({"custom_op_library": LIBRARY}, set(KINDS)),
+    # Of each there is a test in test_tensorrt_options.
+    "tensorrt": ({"builder_optimization_level": "5"}, set()),
     "session_options": ({"session.set_denormal_as_zero": "1"}, set(KINDS)),
     "require_cached": ({"require_cached": "1"}, set()),
     **{
@@ -139,8 +141,8 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
 
 def test_every_setting_has_been_thought_of():
     """Whoever adds one decides here whether an entry's bytes depend on it."""
-    # Of the GPU, which no parameter sets, the engines that run on one have what they need in their keys.
-    assert {*SETTINGS, "gpu"} == {field.name for field in dataclasses.fields(Settings)}
+    # Of the GPU and the profiles, which no parameter sets, the engines that depend on them have them in their keys.
+    assert {*SETTINGS, "gpu", "profiles"} == {field.name for field in dataclasses.fields(Settings)}
 
 
 @pytest.mark.parametrize(("parameters", "kinds"), SETTINGS.values(), ids=SETTINGS)

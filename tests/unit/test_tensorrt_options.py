@@ -17,7 +17,7 @@ from unified_backend.engines.tensorrt import TensorRtRtx
 from unified_backend.engines.tensorrt_misses import MissRunner
 from unified_backend.errors import ConfigError, RequestError
 from unified_backend.gpus import Gpu
-from unified_backend.repository import parameters
+from unified_backend.repository import parameters_of
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensorrt_options import ShapeRange
 from unified_backend.tensors import Signature, TensorSpec
@@ -119,25 +119,25 @@ def test_a_config_of_tritons_onnx_runtime_backend_means_the_same_here():
         trt_profile_max_shapes="x:32x3x640x640",
         trt_engine_hw_compatible="true",
     )
-    options = read_settings("m/1", parameters(config, "m/1"), ()).tensorrt
+    options = read_settings("m/1", parameters_of(config, "m/1"), ()).tensorrt
     assert options.shapes == (ShapeRange("x", (1, 3, 224, 224), (8, 3, 224, 224), (32, 3, 640, 640)),)
     assert options.builder_optimization_level == 5
     assert options.max_workspace_size_bytes == 2**30
     assert options.hardware_compatibility == "ampere_plus"
     own = {**config, "parameters": {"builder_optimization_level": {"string_value": "1"}}}
-    assert read_settings("m/1", parameters(own, "m/1"), ()).tensorrt.builder_optimization_level == 1
+    assert read_settings("m/1", parameters_of(own, "m/1"), ()).tensorrt.builder_optimization_level == 1
     there = {"parameters": {"trt_sparsity_enable": {"string_value": "1"}}}
-    assert read_settings("m/1", parameters(there, "m/1"), ()).tensorrt.sparsity
+    assert read_settings("m/1", parameters_of(there, "m/1"), ()).tensorrt.sparsity
 
 
 def test_what_such_a_config_asks_for_in_vain_is_said(caplog):
-    given = parameters(accelerated(precision_mode="FP16", trt_fast="1"), "m/1")
+    given = parameters_of(accelerated(precision_mode="FP16", trt_fast="1"), "m/1")
     assert given == {}
     assert 'unknown TensorRT option ignored model=m/1 option="trt_fast"' in caplog.text
     assert 'option="precision_mode"' in caplog.text
     assert "give the model in that precision" in caplog.text
     with pytest.raises(ConfigError, match=r"trt_profile_.*do not fit together"):
-        parameters(accelerated(trt_profile_min_shapes="x:1x3"), "m/1")
+        parameters_of(accelerated(trt_profile_min_shapes="x:1x3"), "m/1")
 
 
 def rtx_key(gpu: Gpu = L4, **given: str) -> dict[str, object]:
