@@ -22,7 +22,7 @@ from unified_backend.forms.converted import key_of_conversion, key_of_converted
 from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.ladder import ways
-from unified_backend.forms.reference import ENGINES
+from unified_backend.forms.reference import ENGINES, PROFILED
 from unified_backend.gpus import gpu_of
 from unified_backend.loading import foreign
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
@@ -131,10 +131,15 @@ def _entries_after(
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
         if reason := engine.unusable(settings.gpu) or "":
+            if settings.engine == name:
+                yield Explained(f"engine {name}", None, "unknown", reason)
+            continue
+        if name in PROFILED:
+            reason = "it depends on the optimization profiles, which follow from the completed config"
             yield Explained(f"engine {name}", None, "unknown", reason)
         else:
             yield lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings))
-            break  # the rungs below it are built only where it fails
+        break  # the rungs below it are built only where it fails
 
 
 def _batching(canonical: Key, config: Mapping[str, Any], lookup: _Lookup) -> Iterator[Explained]:

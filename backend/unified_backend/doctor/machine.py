@@ -39,6 +39,8 @@ _REGIONS = ("triton_python_backend_shm_region_", "triton_unified_")
 # A stub's region starts at 1 MiB and grows with the tensors in flight; Docker's default for all of them is 64 MiB.
 _SHM_NONE, _SHM_LITTLE = 16 * _MIB, 256 * _MIB
 
+_ON_A_GPU = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda")  # a host does without them
+
 
 def check_shared_memory(folder: Path = _SHM) -> Finding:
     """Whether tensors fit into shared memory, through which every one of them reaches a stub."""
@@ -111,7 +113,12 @@ def check_gpu() -> Finding:
 
 def check_engine(engine: Engine) -> Finding:
     """Whether an engine of the ladder can be used here."""
-    if why := engine.unusable(next(iter(driver().gpus), None)):
+    gpu = next(iter(driver().gpus), None)
+    if why := engine.unusable(gpu):
+        if engine.name in _ON_A_GPU and gpu is None:
+            return ok(f"not used: {why}")
+        if engine.name in _ON_A_GPU:
+            return warning(f"not used on this GPU: {why}", "Install what is missing, where models are to run on it")
         return failed(f"not usable: {why}", "Run `pip install 'triton-unified-backend[cpu]'` (or [gpu])")
     return ok(_describe(engine.name) or "usable")
 
