@@ -209,7 +209,7 @@ def parameter(name: str, value: str) -> str:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("engine", "tensorrtx", "auto, onnxruntime"),
+        ("engine", "tensorrtx", "auto, tensorrt, tensorrt_rtx"),
         ("graph_optimization", "best", "none, basic, extended, all"),
         ("batching", "yes", "auto, loop, concatenate"),
         ("warm_up", "1,x", "batch sizes such as"),
