@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +24,7 @@ from unified_backend import ahead
 from unified_backend.cache import Cache
 from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.tensorrt import TensorRtRtx
+from unified_backend.engines.tensorrt_module import module_of
 from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.gpus import Gpu
 from unified_backend.loading import Described, Loaded, describe, load
@@ -270,20 +270,21 @@ def test_a_plan_is_known_by_its_content_and_needs_a_gpu(tmp_path, plan):
     assert "no engine takes the plan-rtx model: tensorrt_rtx: this host has no NVIDIA driver" in done.stderr
 
 
-def built_from(plan: Path, gpu: Gpu) -> dict[str, Any]:
+def served_from(plan: Path, gpu: Gpu) -> None:
     canonical = Canonical("net/1", plan, "", Signature((), ()), format="plan-rtx")
-    return TensorRtRtx().build(canonical, Settings(gpu=gpu), plan.parent)
+    TensorRtRtx().load(canonical, Built(plan.parent, {}), Settings(gpu=gpu), Threads(1))
 
 
 def test_a_plan_for_another_gpu_or_version_says_which_and_what_to_do(tmp_path, plan):
-    assert built_from(plan, L4) == {}
+    with pytest.raises(UnifiedError, match="driver"):  # cuda-python's own error of this host: it is for this GPU
+        served_from(plan, L4)
     with pytest.raises(EngineError, match=r"it was built for sm89, and the GPU is sm120 \(NVIDIA GeForce RTX 5090\)"):
-        built_from(plan, Gpu(0, "NVIDIA GeForce RTX 5090", (12, 0)))
+        served_from(plan, Gpu(0, "NVIDIA GeForce RTX 5090", (12, 0)))
     old = bytearray(plan.read_bytes())
     old[24:28] = bytes((1, 0, 0, 21))
     (tmp_path / "old.plan").write_bytes(old)
     with pytest.raises(EngineError, match=r"built by tensorrt_rtx 1\.0\.0\.21, and 1\..* drop the ONNX model"):
-        built_from(tmp_path / "old.plan", L4)
+        served_from(tmp_path / "old.plan", L4)
 
 
 def test_a_plan_that_is_cut_short_is_damaged(tmp_path, plan):
@@ -301,8 +302,26 @@ def test_parameters_that_a_plan_has_not_got_are_refused(tmp_path, plan):
     assert 'parameter "opset" is set: a TensorRT-RTX plan is served as it is' in done.stderr
 
 
-def test_an_engine_without_a_driver_is_an_engine_error(tmp_path, plan):
-    """Whatever cuda-python says of it."""
-    canonical = Canonical("net/1", plan, "", Signature((), ()), format="plan-rtx")
-    with pytest.raises(UnifiedError, match="driver"):
-        TensorRtRtx().load(canonical, Built(plan.parent, {}), Settings(gpu=L4), Threads(1))
+# What only a GPU runs: class -> what is called of it.
+CALLED = {
+    "ICudaEngine": "create_execution_context get_tensor_shape get_tensor_profile_shape get_tensor_dtype "
+    "get_tensor_mode get_tensor_name num_io_tensors num_optimization_profiles is_shape_inference_io device_memory_size_v2 "
+    "create_engine_inspector",
+    "IExecutionContext": "set_device_memory set_optimization_profile_async set_input_shape set_tensor_address "
+    "infer_shapes set_output_allocator execute_async_v3",
+    "Runtime": "deserialize_cuda_engine get_engine_validity engine_host_code_allowed",
+    "OnnxParserRefitter": "refit_from_file",
+    "Refitter": "refit_cuda_engine",
+    "EngineInspector": "get_engine_information",
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_what_only_a_gpu_runs_is_there_under_its_name(name):
+    there = dir(getattr(module_of("tensorrt_rtx"), name))
+    assert not [called for called in CALLED[name].split() if called not in there]
+
+
+def test_an_option_that_it_has_not_got_is_a_message(tmp_path):
+    served = loaded(tmp_path, RELU, version_compatible="1")
+    assert re.search(r"tensorrt_rtx: .*libnvinfer_lean", served.reason), served.reason

@@ -53,7 +53,7 @@ class TensorRt:
         return _key_fields(self.name, settings, device)
 
     def build(self, canonical: Canonical, settings: Settings, folder: Path) -> dict[str, Any]:
-        """Build in a process of its own; of a plan, see that it is for this version."""
+        """Build in a process of its own; a plan is built already."""
         return _built(self.name, canonical, settings, folder, targets=None)
 
     def load(self, canonical: Canonical, built: Built | None, settings: Settings, threads: Threads) -> Runner:
@@ -88,9 +88,9 @@ class TensorRtRtx:
         return _key_fields(self.name, settings, settings.gpu.architecture)
 
     def build(self, canonical: Canonical, settings: Settings, folder: Path) -> dict[str, Any]:
-        """Build in a process of its own, for the GPU's compute capability; of a plan, see that it is for this one."""
-        assert settings.gpu is not None
-        return _built(self.name, canonical, settings, folder, targets=[settings.gpu.compute_capability])
+        """Build in a process of its own, for the GPU's compute capability; a plan is built already."""
+        targets = [settings.gpu.compute_capability] if settings.gpu else []
+        return _built(self.name, canonical, settings, folder, targets)
 
     def load(self, canonical: Canonical, built: Built | None, settings: Settings, threads: Threads) -> Runner:
         """The engine on the instance's GPU."""
@@ -146,7 +146,6 @@ def _built(
     name: str, canonical: Canonical, settings: Settings, folder: Path, targets: list[tuple[int, int]] | None
 ) -> dict[str, Any]:
     if canonical.format != "onnx":
-        _require_fit(name, canonical, settings)
         return {}
     gpu = settings.gpu
     assert gpu is not None
@@ -211,6 +210,8 @@ def _loaded(name: str, canonical: Canonical, built: Built | None, settings: Sett
             "no disk had room for it",
             "Free space, or choose another folder with TRITON_UNIFIED_CACHE",
         )
+    if canonical.format != "onnx":
+        _require_fit(name, canonical, settings)
     path = canonical.path if built is None or canonical.format != "onnx" else built.folder / PLAN
     runner = open_plan(name, canonical, path, settings)
     if not settings.profiles or canonical.format != "onnx" or runner.takes_all:

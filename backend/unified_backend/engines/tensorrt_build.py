@@ -141,9 +141,11 @@ def _config(trt: Any, builder: Any, network: Any, job: Mapping[str, Any]) -> Any
             profile.add(name, least, best, most)
         profiles.append(profile)
     if options["hardware_compatibility"] != "none":
-        own["hardware_compatibility_level"] = getattr(
-            trt.HardwareCompatibilityLevel, options["hardware_compatibility"].upper()
-        )
+        levels, level = trt.HardwareCompatibilityLevel.__members__, options["hardware_compatibility"].upper()
+        if level not in levels:
+            why = f"this version knows {', '.join(levels).lower()}"
+            raise EngineError(f"{job['label']}: no {level.lower()} engine", why, "Correct `hardware_compatibility`")
+        own["hardware_compatibility_level"] = levels[level]
     if options["max_workspace_size_bytes"]:
         own["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options["max_workspace_size_bytes"]}
     if job["targets"]:

@@ -89,6 +89,10 @@ class Log:
         self._kept.clear()
         return reason
 
+    def forget(self) -> None:
+        """What went well all the same is no reason for what fails later."""
+        self._kept.clear()
+
 
 def load_plugins(trt: Any, log: Log, libraries: Sequence[str]) -> None:
     """Make TensorRT's own plugins and those of the libraries known.

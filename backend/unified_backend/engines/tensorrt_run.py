@@ -93,6 +93,7 @@ class _Plan:
         self.names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
         self.signature = canonical.signature if canonical.format == "onnx" else self._signature()
         self.profiles = tuple(map(self._profile, range(self.engine.num_optimization_profiles)))
+        self.log.forget()
 
     def context(self, profile: int, stream: Any, scratch: tuple[int, int] | None = None) -> Any:
         """An execution context in a profile.
@@ -155,10 +156,12 @@ class _Plan:
         return Signature(tuple(sides[True]), tuple(sides[False]))
 
     def _profile(self, number: int) -> Profile:
-        return tuple(
-            ShapeRange(spec.name, *(tuple(dims) for dims in self.engine.get_tensor_profile_shape(spec.name, number)))
-            for spec in self.signature.inputs
-        )
+        ranges = []
+        for spec in self.signature.inputs:
+            shape = tuple(self.engine.get_tensor_shape(spec.name))
+            sides = self.engine.get_tensor_profile_shape(spec.name, number) if _OPEN in shape else [shape] * 3
+            ranges.append(ShapeRange(spec.name, *(tuple(dims) for dims in sides)))
+        return tuple(ranges)
 
 
 class _Bound:
@@ -231,14 +234,18 @@ class TensorRtRunner:
             self._cuda.to_device(address, array, array.nbytes, self._stream)
             _set(context.set_input_shape(name, array.shape), self._plan, name)
             _set(context.set_tensor_address(name, address), self._plan, name)
-        if missing := context.infer_shapes():
-            why = self._plan.log.reason(f"the shape of {missing[0]} does not follow from them")
-            raise RequestError("the model does not take these shapes", why, "Check them against the model")
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            why = self._plan.log.reason(" ".join(str(error).split()))
+            raise RequestError("the model does not take these shapes", why, "Check them against the model") from None
+        if missing:
+            raise EngineError("TensorRT cannot tell the shapes", f"{missing[0]} is not set", "Report the model")
         for name, taker in self._grown.items():
             context.set_output_allocator(name, taker)
         if not context.execute_async_v3(int(self._stream)):
             why = self._plan.log.reason("TensorRT does not say why")
-            raise EngineError("TensorRT failed on the GPU", why, "See the server's log")
+            raise EngineError("TensorRT failed on the GPU", why, "Give it more memory, or see the server's log")
         self._cuda.wait_for_stream(self._stream)
         answers = [self._answer(name, (into or {}).get(name)) for name in outputs]
         self._cuda.wait_for_stream(self._stream)
@@ -269,8 +276,7 @@ class TensorRtRunner:
         address, there = self._buffers.get(name, (0, 0))
         if address and there >= size:
             return address
-        self._cuda.wait_for_stream(self._stream)  # what runs may still use the smaller one
-        if address:
+        if address:  # the driver frees it when nothing uses it any more
             del self._buffers[name]
             self._cuda.free(address)
         self._buffers[name] = (self._cuda.memory(size), max(1, size))
@@ -290,7 +296,11 @@ def _taker(trt: Any, room: Callable[[str, int], int]) -> Any:
             self.shape: tuple[int, ...] = ()
 
         def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, stream: int) -> int:
-            return room(name, size)
+            try:
+                return room(name, size)
+            except EngineError as error:  # through TensorRT no exception passes: it fails, and says so
+                logger.warning('no memory for an output name="%s" bytes=%d reason="%s"', name, size, error.why)
+                return 0
 
         def notify_shape(self, name: str, shape: Sequence[int]) -> None:
             self.shape = tuple(shape)
