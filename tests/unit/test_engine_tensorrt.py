@@ -305,8 +305,8 @@ def test_parameters_that_a_plan_has_not_got_are_refused(tmp_path, plan):
 # What only a GPU runs: class -> what is called of it.
 CALLED = {
     "ICudaEngine": "create_execution_context get_tensor_shape get_tensor_profile_shape get_tensor_dtype "
-    "get_tensor_mode get_tensor_name num_io_tensors num_optimization_profiles is_shape_inference_io device_memory_size_v2 "
-    "create_engine_inspector",
+    "get_tensor_mode get_tensor_name num_io_tensors num_optimization_profiles is_shape_inference_io "
+    "device_memory_size_v2 create_engine_inspector",
     "IExecutionContext": "set_device_memory set_optimization_profile_async set_input_shape set_tensor_address "
     "infer_shapes set_output_allocator execute_async_v3",
     "Runtime": "deserialize_cuda_engine get_engine_validity engine_host_code_allowed",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from commands import command
 from unified_backend.engines import Canonical, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime
-from unified_backend.engines.profiles import derive, fitting, only_the_batch_varies, ranges_of
+from unified_backend.engines.profiles import derive, dims_inside, fitting, only_the_batch_varies, ranges_of
 from unified_backend.engines.reference import open_reference
 from unified_backend.engines.tensorrt import TensorRtRtx
 from unified_backend.engines.tensorrt_misses import MissRunner
 from unified_backend.errors import ConfigError, RequestError
 from unified_backend.gpus import Gpu
 from unified_backend.repository import parameters_of
+from unified_backend.serving.metrics import ServerMetrics
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensorrt_options import ShapeRange
 from unified_backend.tensors import Signature, TensorSpec
@@ -94,6 +97,8 @@ def test_a_request_goes_to_the_first_profile_that_holds_it():
     assert fitting(found, {"x": (9, 3, 224, 224)}) == 1
     assert fitting(found, {"x": (1, 3, 641, 32)}) is None
     assert fitting(found, {"x": (3, 224, 224)}) is None
+    assert dims_inside(found, {"x": {3: 96}}, batched=True) == {"x": {1: 3, 2: 224, 3: 96}}
+    assert dims_inside((), {"x": {3: 96}}, batched=True) == {"x": {3: 96}}
 
 
 def test_only_where_the_batch_alone_varies_are_buffers_kept_for_the_largest():
@@ -212,3 +217,56 @@ def test_a_request_outside_every_profile_is_answered_by_the_next_engine_and_coun
     with pytest.raises(RequestError, match=r"x 8x1.*x 1x2 to 4x8"):
         strict.run({"x": x.reshape(8, 1)}, ["y"])
     assert strict.misses["tensorrt"] == 1
+
+
+class Recorder:
+    """Stands for Triton's module, which exists inside a server alone, and keeps what is counted."""
+
+    TritonModelException = RuntimeError
+
+    def __init__(self) -> None:
+        self.counted: dict[tuple[str, str], float] = {}
+        outer = self
+
+        class MetricFamily:
+            COUNTER, GAUGE = 0, 1
+
+            def __init__(self, name: str, description: str, kind: int) -> None:
+                self.name = name
+
+            def Metric(self, labels: dict[str, str]):  # noqa: N802 - Triton's name
+                family = self.name
+
+                class Metric:
+                    def increment(self, value: float) -> None:
+                        key = family, labels.get("engine", "")
+                        outer.counted[key] = outer.counted.get(key, 0) + value
+
+                return Metric()
+
+        self.MetricFamily = MetricFamily
+
+
+def test_misses_are_a_metric_whether_or_not_anything_else_was_counted():
+    triton = Recorder()
+    metrics = ServerMetrics(triton, "m", "1")
+    misses = metrics.profile_misses = Counter({"tensorrt": 2})
+    misses["tensorrt"] += 1
+    metrics.close()
+    assert triton.counted == {("unified_profile_misses_total", "tensorrt"): 3}
+
+
+def test_a_config_as_it_is_written_is_read(tmp_path):
+    """The text of config.pbtxt, as such a user has it; a profile of another model's input is refused by name."""
+    onnx.save(onnx.parser.parse_model(RELU), tmp_path / "m.onnx")
+    folder = tmp_path / "models" / "m.unified" / "1"
+    folder.mkdir(parents=True)
+    (tmp_path / "m.onnx").rename(folder / "m.onnx")
+    options = "".join(
+        f'parameters {{ key: "trt_profile_{side}_shapes" value: "image:1x3" }} ' for side in ("min", "opt", "max")
+    )
+    accelerator = f'gpu_execution_accelerator [ {{ name: "tensorrt" {options} }} ]'
+    (folder.parent / "config.pbtxt").write_text(f"optimization {{ execution_accelerators {{ {accelerator} }} }}")
+    done = command(tmp_path, "check", folder.parent)
+    assert done.returncode == 1
+    assert 'parameter "shapes" has image:1x3,1x3,1x3: the model\'s inputs are x' in done.stderr

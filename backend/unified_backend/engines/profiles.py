@@ -11,7 +11,7 @@ from unified_backend.samples import FixedDims, Recipe, recipes
 from unified_backend.tensorrt_options import Profile, ShapeRange
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["RECIPE", "bounds", "derive", "fitting", "only_the_batch_varies", "ranges_of", "shapes_of", "typical"]
+__all__ = ["RECIPE", "bounds", "derive", "dims_inside", "fitting", "only_the_batch_varies", "ranges_of", "shapes_of"]
 
 Range = tuple[int, int, int]
 Ranges = Mapping[str, Mapping[int, Range]]
@@ -128,10 +128,11 @@ def bounds(profiles: Sequence[Profile]) -> str:
     return "; or ".join(sides)
 
 
-def typical(profiles: Sequence[Profile], batched: bool) -> dict[str, dict[int, int]]:
-    """Sizes of every dimension but the batch that the first profile is best at: input name -> axis -> size."""
+def dims_inside(profiles: Sequence[Profile], fixed: FixedDims, batched: bool) -> dict[str, dict[int, int]]:
+    """The fixed dims, and of every other dimension but the batch the size that the first profile is best at."""
     first = 1 if batched else 0
-    return {one.name: dict(list(enumerate(one.best))[first:]) for one in profiles[0]} if profiles else {}
+    best = {one.name: dict(list(enumerate(one.best))[first:]) for one in profiles[0]} if profiles else {}
+    return {name: {**best.get(name, {}), **fixed.get(name, {})} for name in {*best, *fixed}}
 
 
 def only_the_batch_varies(

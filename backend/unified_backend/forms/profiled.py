@@ -9,7 +9,7 @@ from typing import Any
 
 from unified_backend.cache import Key
 from unified_backend.engines import Canonical
-from unified_backend.engines.profiles import RECIPE, Ranges, derive, fitting, ranges_of, shapes_of, typical
+from unified_backend.engines.profiles import RECIPE, Ranges, derive, dims_inside, fitting, ranges_of, shapes_of
 from unified_backend.errors import ConfigError, EngineError
 from unified_backend.forms.reference import ENGINES, PROFILED, Reference
 from unified_backend.lookups import Lookup
@@ -64,9 +64,8 @@ def samples_within(settings: Settings, canonical: Canonical, fixed: FixedDims, r
     Raises:
         EngineError: the reference answers none of such shapes.
     """
-    best = typical(settings.profiles, canonical.max_batch_size > 0)
-    together = {name: {**best.get(name, {}), **fixed.get(name, {})} for name in {*best, *fixed}}
-    found = samples_of(reference.runner(canonical), together)
+    dims = dims_inside(settings.profiles, fixed, canonical.max_batch_size > 0)
+    found = samples_of(reference.runner(canonical), dims)
     within = [one for one in found if fitting(settings.profiles, shapes_of(one.feeds)) is not None]
     if not within:
         raise EngineError(

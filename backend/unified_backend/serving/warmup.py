@@ -13,6 +13,7 @@ from typing import Any
 from unified_backend import __version__, hosts
 from unified_backend.cache import Cache, Key
 from unified_backend.completion import fixed_dims
+from unified_backend.engines.profiles import dims_inside
 from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.loading import Loaded
 from unified_backend.serving.executor import Executor, Plan
@@ -44,7 +45,7 @@ def warm_up(loaded: Loaded, cache: Cache) -> Plan:
     recipe = described.batching.recipe
     if recipe is None or settings.warm_up == ():
         return plan
-    fixed = fixed_dims(config, described.canonical.signature)
+    fixed = dims_inside(settings.profiles, fixed_dims(config, described.canonical.signature), largest > 0)
 
     def feeds(batch: int) -> dict[str, Array]:
         return recipe.feeds(loaded.runner.signature, fixed, batch if largest else None)
