@@ -154,6 +154,8 @@ def _config(trt: Any, builder: Any, network: Any, job: Mapping[str, Any]) -> Any
         create, own["compute_capabilities"] = CreateConfigRTX, [tuple(target) for target in job["targets"]]
     else:
         create, own["load_timing_cache"] = CreateConfig, job["timing_cache"]
+        if job["timing_cache"]:
+            _remove_if_damaged(builder, Path(job["timing_cache"]))
     try:
         config = create(
             profiles=profiles,
@@ -175,6 +177,22 @@ def _config(trt: Any, builder: Any, network: Any, job: Mapping[str, Any]) -> Any
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     (config.set_flag if job["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
     return config
+
+
+def _remove_if_damaged(builder: Any, timing_cache: Path) -> None:
+    """Or every build from now on would fail at a file that a full disk once cut short."""
+    from polygraphy.util import LockFile
+
+    with LockFile(str(timing_cache)):
+        if not timing_cache.is_file():
+            return
+        config = builder.create_builder_config()
+        try:
+            sound = config.set_timing_cache(config.create_timing_cache(timing_cache.read_bytes()), False)
+        except (RuntimeError, TypeError):
+            sound = False
+        if not sound:
+            timing_cache.unlink()
 
 
 def _plan(builder: Any, network: Any, config: Any, job: Mapping[str, Any], log: Log) -> bytes:
