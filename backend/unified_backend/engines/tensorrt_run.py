@@ -55,12 +55,16 @@ def open_plan(name: str, canonical: Canonical, path: Path, settings: Settings) -
     buckets = buckets_up_to(size, settings.batch_buckets) if size else ()
     engine = _Bound(cuda, stream, plan, rows)
     runner = DeviceRunner(cuda, stream, engine, plan.signature, rows, buckets, settings.contexts, settings.cuda_graph)
-    runner.prepare()
+    try:
+        runner.prepare()
+    except EngineError:
+        runner.close()
+        raise
     logger.info(
         "prepared model=%s gpu=%d buckets=%s contexts=%d cuda_graphs=%s",
         canonical.label,
         settings.gpu.index,
-        ",".join(map(str, buckets)) or "none",
+        ",".join(map(str, runner.buckets)) or "none",
         settings.contexts,
         runner.graphs,
     )
