@@ -182,7 +182,8 @@ def _result(target: Target) -> dict[str, Any]:
     try:
         config = our_config(label, target.model_dir)
         # What must be there when a server starts is made here.
-        (config.get("parameters") or {}).pop("require_cached", None)
+        for name in ("require_cached", "build"):
+            (config.get("parameters") or {}).pop(name, None)
         given = gives_max_batch_size(target.model_dir / "config.pbtxt")
         with open_cache() as cache:
             loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)

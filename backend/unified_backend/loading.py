@@ -13,7 +13,7 @@ from unified_backend import hosts
 from unified_backend.batching import Batching, prove_batching
 from unified_backend.cache import Cache, FileMemo, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
-from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
+from unified_backend.engines import Built, Canonical, Engine, Runner, Threads, builds_slowly
 from unified_backend.errors import (
     CacheFullError,
     ConfigError,
@@ -38,7 +38,7 @@ from unified_backend.tensors import Signature
 from unified_backend.variables import cache_settings, default_max_batch_size
 from unified_backend.verification import require, samples_of, verify
 
-__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "foreign", "load", "open_cache"]
+__all__ = ["ENGINES", "Described", "Loaded", "Report", "build_only", "describe", "foreign", "load", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,19 @@ class Described:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model that answers."""
+    """A model that answers.
+
+    Attributes:
+        put_off: names of better engines that are not built yet, and that `build: background` has built while this one
+            answers; the best first.
+    """
 
     described: Described
     engine: str
     reason: str
     threads: Threads
     runner: Runner
+    put_off: tuple[str, ...] = ()
 
 
 def open_cache() -> Cache:
@@ -150,21 +156,26 @@ def foreign(
     return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
 
 
-def load(described: Described, cache: Cache) -> Loaded:
+def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
     """Build the engine, or take it from the cache, and load it.
+
+    Args:
+        only: the one engine to take, in place of what the settings say.
 
     Raises:
         EngineError: no engine of the ladder takes the model; says why each one did not.
     """
     canonical, settings, report = described.canonical, described.settings, described.report
     failures: list[str] = []
+    put_off: list[str] = []
+    chosen = only or settings.engine
     lookup = Lookup(canonical.label, described.snapshot, settings, cache, report)
     reference = Reference(canonical.label, settings)
     fixed = fixed_dims(described.config, canonical.signature)
     threads = _threads(settings, described.config)
     for name, engine in ENGINES.items():
         # A source that is not ONNX has come down the ladder already, to the engine that it was judged by.
-        if settings.engine not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
+        if chosen not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
             continue
         reason = engine.unusable(settings.gpu)
         if canonical.format not in engine.accepts:
@@ -174,6 +185,10 @@ def load(described: Described, cache: Cache) -> Loaded:
             continue
         try:
             key = engine_key(canonical.digest, engine, settings)
+            if _may_wait(engine, settings, chosen) and lookup.at_hand(key) is None:
+                put_off.append(name)
+                failures.append(f"{name}: it is being built in the background")
+                continue
             with report.phase("build"):
                 built = canonical.built if name == canonical.judged_by else None
                 built = built or _built(key, partial(_build, engine, canonical, settings, fixed, reference), lookup)
@@ -187,12 +202,35 @@ def load(described: Described, cache: Cache) -> Loaded:
             continue
         cache.store.usage.remember(canonical.label, report.entries)
         why = f'parameter "engine" is "{name}"' if settings.engine == name else "first usable rung"
-        return Loaded(described, name, "; ".join((why, *failures)), threads, runner)
+        return Loaded(described, name, "; ".join((why, *failures)), threads, runner, tuple(put_off))
+    if put_off:  # nothing else takes the model: there is nothing to serve it by meanwhile
+        logger.warning('not built in background model=%s engine=%s reason="no other rung"', canonical.label, put_off[0])
+        return load(dataclasses.replace(described, settings=dataclasses.replace(settings, build="block")), cache)
     raise EngineError(
         f"{canonical.label}: no engine takes the model",
         "; ".join(failures),
         "Correct what the reasons name, or set the parameter `engine` to another one",
     )
+
+
+def build_only(described: Described, name: str, cache: Cache) -> None:
+    """Have an engine built and verified in the cache, without loading it to serve.
+
+    Raises:
+        EngineError: it cannot be built.
+        VerificationError: it computes something else than the model.
+    """
+    canonical, settings, engine = described.canonical, described.settings, ENGINES[name]
+    lookup = Lookup(canonical.label, described.snapshot, settings, cache, described.report)
+    fixed = fixed_dims(described.config, canonical.signature)
+    make = partial(_build, engine, canonical, settings, fixed, Reference(canonical.label, settings))
+    lookup(engine_key(canonical.digest, engine, settings), make)
+
+
+def _may_wait(engine: Engine, settings: Settings, chosen: str) -> bool:
+    """Whether another rung may serve until the engine is built."""
+    background = settings.build == "background" and not settings.require_cached
+    return background and chosen == "auto" and builds_slowly(engine)
 
 
 def _batching(canonical: Canonical, fixed: FixedDims, lookup: Lookup, reference: Reference) -> Batching:

@@ -102,6 +102,7 @@ def test_the_files_of_a_model_are_not_interchangeable(folder, memo):
 SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
     "source": ({"source": "model.onnx"}, set()),  # what it chooses has its bytes in the key
     "engine": ({"engine": "onnxruntime"}, set()),  # the key names the engine that was taken
+    "build": ({"build": "background"}, set()),
     "graph_optimization": ({"graph_optimization": "basic"}, {"engine"}),
     "batching": ({"batching": "loop"}, set()),
     "warm_up": ({"warm_up": "1,2"}, set()),

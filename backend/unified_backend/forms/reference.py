@@ -15,6 +15,7 @@ from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
+from unified_backend.engines.third_party import third_party_engines
 from unified_backend.formats import Source
 from unified_backend.lookups import Lookup
 from unified_backend.model_keys import canonical_key
@@ -27,6 +28,8 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (OnnxRuntimeCuda(), OnnxRuntime(), OpenVino(), LiteRt(), MnnEngine(), NcnnEngine())
 }
+# Installed on purpose, they come first; the names of ours stay ours.
+ENGINES = {engine.name: engine for engine in third_party_engines() if engine.name not in ENGINES} | ENGINES
 
 
 class Reference:
