@@ -32,6 +32,7 @@ from unified_backend.gpus import Gpu
 from unified_backend.lookups import Lookup, Make, Report
 from unified_backend.model_keys import batching_key, engine_key
 from unified_backend.repository import chosen_filename, parameters
+from unified_backend.rungs import Ladder, Rung
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
@@ -61,6 +62,7 @@ class Loaded:
     """A model that answers.
 
     Attributes:
+        ladder: the rungs that were looked at, in their order; the last is the one that answers.
         put_off: names of better engines that are not built yet, and that `build: background` has built while this one
             answers; the best first.
     """
@@ -70,6 +72,7 @@ class Loaded:
     reason: str
     threads: Threads
     runner: Runner
+    ladder: tuple[Rung, ...]
     put_off: tuple[str, ...] = ()
 
 
@@ -166,7 +169,7 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
         EngineError: no engine of the ladder takes the model; says why each one did not.
     """
     canonical, settings, report = described.canonical, described.settings, described.report
-    failures: list[str] = []
+    ladder = Ladder(canonical.label)
     put_off: list[str] = []
     chosen = only or settings.engine
     lookup = Lookup(canonical.label, described.snapshot, settings, cache, report)
@@ -181,13 +184,13 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
         if canonical.format not in engine.accepts:
             reason = f"it takes {', '.join(sorted(engine.accepts))}, and no {canonical.format}"
         if reason:
-            failures.append(f"{name}: {reason}")
+            ladder.missed(name, reason)
             continue
         try:
             key = engine_key(canonical.digest, engine, settings)
             if _may_wait(engine, settings, chosen) and lookup.at_hand(key) is None:
                 put_off.append(name)
-                failures.append(f"{name}: it is being built in the background")
+                ladder.missed(name, "it is not in the cache: a server builds it in the background")
                 continue
             with report.phase("build"):
                 built = canonical.built if name == canonical.judged_by else None
@@ -197,18 +200,19 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
             if built is None and not described.snapshot.holds():
                 raise SourceChangedError(canonical.label)
         except (EngineError, SourceError, VerificationError) as error:
-            failures.append(f"{name}: {error.why}")
-            logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
+            ladder.missed(name, error.why, logging.WARNING)
             continue
         cache.store.usage.remember(canonical.label, report.entries)
         why = f'parameter "engine" is "{name}"' if settings.engine == name else "first usable rung"
-        return Loaded(described, name, "; ".join((why, *failures)), threads, runner, tuple(put_off))
+        ladder.took(name, "built in the background" if only else why)
+        reason = "; ".join((why, *ladder.misses))
+        return Loaded(described, name, reason, threads, runner, tuple(ladder.rungs), tuple(put_off))
     if put_off:  # nothing else takes the model: there is nothing to serve it by meanwhile
         logger.warning('not built in background model=%s engine=%s reason="no other rung"', canonical.label, put_off[0])
         return load(dataclasses.replace(described, settings=dataclasses.replace(settings, build="block")), cache)
     raise EngineError(
         f"{canonical.label}: no engine takes the model",
-        "; ".join(failures),
+        "; ".join(ladder.misses),
         "Correct what the reasons name, or set the parameter `engine` to another one",
     )
 

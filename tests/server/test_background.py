@@ -106,6 +106,8 @@ def test_the_better_engine_takes_over_with_no_request_lost(slow: Triton, backgro
         assert len(builds(slow, model)) == 1
     log = slow.log_text()
     assert log.count(f"swapped model={model}/1 from=onnxruntime to=slow") == 2
+    assert f'rung model={model}/1 engine=slow taken=no reason="it is not in the cache' in log
+    assert f'rung model={model}/1 engine=onnxruntime taken=yes reason="first usable rung"' in log
 
 
 def test_a_build_that_fails_leaves_the_model_where_it_is_and_says_why_once(slow: Triton, background: str) -> None:
