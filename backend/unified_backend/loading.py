@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
+from unified_backend.autotune import Timed, candidates, tuned
 from unified_backend.batching import Batching, prove_batching
 from unified_backend.cache import Cache, FileMemo, Key, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
@@ -176,6 +177,9 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
     reference = Reference(canonical.label, settings)
     fixed = fixed_dims(described.config, canonical.signature)
     threads = _threads(settings, described.config)
+    fastest = None if only else _fastest(described, lookup, reference, threads, ladder)
+    if fastest:
+        chosen = fastest.engine
     for name, engine in ENGINES.items():
         # A source that is not ONNX has come down the ladder already, to the engine that it was judged by.
         if chosen not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
@@ -204,6 +208,7 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
             continue
         cache.store.usage.remember(canonical.label, report.entries)
         why = f'parameter "engine" is "{name}"' if settings.engine == name else "first usable rung"
+        why = f"the fastest: {fastest.words()}" if fastest else why
         ladder.took(name, "built in the background" if only else why)
         reason = "; ".join((why, *ladder.misses))
         return Loaded(described, name, reason, threads, runner, tuple(ladder.rungs), tuple(put_off))
@@ -229,6 +234,32 @@ def build_only(described: Described, name: str, cache: Cache) -> None:
     fixed = fixed_dims(described.config, canonical.signature)
     make = partial(_build, engine, canonical, settings, fixed, Reference(canonical.label, settings))
     lookup(engine_key(canonical.digest, engine, settings), make)
+
+
+def _fastest(
+    described: Described, lookup: Lookup, reference: Reference, threads: Threads, ladder: Ladder
+) -> Timed | None:
+    """The engine that the parameter `autotune` chooses, the others being told to the ladder; None without it."""
+    canonical, settings, recipe = described.canonical, described.settings, described.batching.recipe
+    if not settings.autotune or settings.engine != "auto":
+        return None
+    if settings.gpu or canonical.format != "onnx" or recipe is None:
+        why = "it is for the CPU" if settings.gpu else f"the {canonical.format} model is served as it is"
+        why = "no sample input could be made that runs" if recipe is None else why
+        logger.warning('not autotuned model=%s reason="%s"', canonical.label, why)
+        return None
+    fixed = fixed_dims(described.config, canonical.signature)
+    engines, others = candidates(tuple(ENGINES.values()), settings)
+
+    def built(engine: Engine) -> Built | None:
+        make = partial(_build, engine, canonical, settings, fixed, reference)
+        return _built(engine_key(canonical.digest, engine, settings), make, lookup)
+
+    with lookup.report.phase("autotune"):
+        best, *rest = tuned(canonical, engines, built, recipe, fixed, threads, lookup)
+    for row in (*others, *rest):
+        ladder.missed(row.engine, row.words())
+    return None if best.reason else best
 
 
 def _may_wait(engine: Engine, settings: Settings, chosen: str) -> bool:

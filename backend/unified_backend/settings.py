@@ -43,6 +43,8 @@ class Settings:
         engine: `auto`, or the one engine to use and no other.
         build: when an engine that is not in the cache is built: `block` before the model is ready; `background` while
             the next rung serves, which it then replaces; `never` is `require_cached`.
+        autotune: on the CPU, time the engines that take the model, and serve by the fastest.
+        openvino_hint: what OpenVINO tunes itself for, `latency` or `throughput`.
         graph_optimization: `none`, `basic`, `extended` or `all`, as ONNX Runtime names its levels.
         batching: how one execution's requests reach the engine: `loop` one by one, `concatenate` as one batch,
             `auto` whichever was faster at warm-up.
@@ -86,6 +88,8 @@ class Settings:
     source: str | None = None
     engine: str = "auto"
     build: str = "block"
+    autotune: bool = False
+    openvino_hint: str = "latency"
     graph_optimization: str = "all"
     batching: str = "auto"
     warm_up: tuple[int, ...] | None = None
@@ -139,6 +143,8 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "source": str,
         "engine": choice({name: name for name in ("auto", *engines)}),
         "build": choice({name: name for name in ("block", "background", "never")}),
+        "autotune": choice(SWITCH),
+        "openvino_hint": choice({name: name for name in ("latency", "throughput")}),
         "graph_optimization": choice({name: name for name in ("none", "basic", "extended", "all")}),
         "batching": choice({name: name for name in ("auto", "loop", "concatenate")}),
         "warm_up": batch_sizes,

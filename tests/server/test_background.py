@@ -104,7 +104,7 @@ def test_the_better_engine_takes_over_with_no_request_lost(slow: Triton, backgro
         assert answering(slow, model) == {"slow": 2}  # it is in the cache, so that there is nothing to wait for
         assert SWAPS not in slow.metrics(model)
         assert len(builds(slow, model)) == 1
-    log = slow.log_text()
+    log = slow.log_text().replace('\\"', '"')
     assert log.count(f"swapped model={model}/1 from=onnxruntime to=slow") == 2
     assert f'rung model={model}/1 engine=slow taken=no reason="it is not in the cache' in log
     assert f'rung model={model}/1 engine=onnxruntime taken=yes reason="first usable rung"' in log

@@ -103,6 +103,8 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
     "source": ({"source": "model.onnx"}, set()),  # what it chooses has its bytes in the key
     "engine": ({"engine": "onnxruntime"}, set()),  # the key names the engine that was taken
     "build": ({"build": "background"}, set()),
+    "autotune": ({"autotune": "1"}, set()),  # the key names the engine that was chosen
+    "openvino_hint": ({"openvino_hint": "throughput"}, set()),  # of compiling, which every load does
     "graph_optimization": ({"graph_optimization": "basic"}, {"engine"}),
     "batching": ({"batching": "loop"}, set()),
     "warm_up": ({"warm_up": "1,2"}, set()),
