@@ -34,7 +34,8 @@ class Timed:
     Attributes:
         milliseconds: batch size -> the quickest run; empty where it was not timed.
         ratio: to the fastest candidate, the geometric mean over the batch sizes.
-        error: largest relative error of its outputs against the engine that the model was judged by.
+        error: largest error of its outputs against the engine that the model was judged by, relative to an output's
+            largest value; absolute where that is 0.
         reason: why it cannot be kept.
     """
 
@@ -134,7 +135,7 @@ def _measured(
         try:
             made = built(engine)
             verified = made.facts.get("verified", []) if made else []
-            errors[engine.name] = max((float(row["max_rel"]) for row in verified), default=0.0)
+            errors[engine.name] = max(map(_error, verified), default=0.0)
             if not all(row["passed"] for row in verified):
                 failed[engine.name] = f"its outputs are off by {errors[engine.name]:.1e} of their largest values"
                 continue
@@ -151,6 +152,11 @@ def _measured(
     best = {batch: min(found[batch] for found in kept.values()) for batch in map(str, batches)} if kept else {}
     rows = [Timed(name, found, _mean(found, best), errors[name]) for name, found in kept.items()]
     return rows + [Timed(name, reason=reason) for name, reason in failed.items()]
+
+
+def _error(row: Mapping[str, Any]) -> float:
+    relative = float(row["max_rel"])
+    return relative if math.isfinite(relative) else float(row["max_abs"])
 
 
 def _times(

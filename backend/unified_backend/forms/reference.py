@@ -28,8 +28,8 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (OnnxRuntimeCuda(), OnnxRuntime(), OpenVino(), LiteRt(), MnnEngine(), NcnnEngine())
 }
-# Installed on purpose, they come first; the names of ours stay ours.
-ENGINES = {engine.name: engine for engine in third_party_engines() if engine.name not in ENGINES} | ENGINES
+# Installed on purpose, they come first.
+ENGINES = {engine.name: engine for engine in third_party_engines(ENGINES)} | ENGINES
 
 
 class Reference:
