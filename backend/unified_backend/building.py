@@ -188,7 +188,8 @@ def _result(target: Target, device: str | None) -> dict[str, Any]:
     try:
         config = our_config(label, target.model_dir)
         # What must be there when a server starts is made here.
-        (config.get("parameters") or {}).pop("require_cached", None)
+        for name in ("require_cached", "build"):
+            (config.get("parameters") or {}).pop(name, None)
         given = gives_max_batch_size(target.model_dir / "config.pbtxt")
         with open_cache() as cache:
             if gpu := ahead.target(device) if device else None:

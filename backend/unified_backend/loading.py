@@ -5,42 +5,41 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unified_backend import hosts
+from unified_backend.autotune import Timed, candidates, tuned
 from unified_backend.batching import Batching, prove_batching
-from unified_backend.cache import Cache, FileMemo, Key, Snapshot
+from unified_backend.cache import Cache, FileMemo, Snapshot
 from unified_backend.completion import ModelConfig, complete, fixed_dims
-from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
+from unified_backend.engines import Canonical, Engine, Runner, Threads, builds_slowly
 from unified_backend.errors import (
-    CacheFullError,
     ConfigError,
     EngineError,
     SourceChangedError,
     SourceError,
-    UnifiedError,
     VerificationError,
 )
 from unified_backend.formats import FORMATS, Source, find_source
 from unified_backend.formats.parameters import refuse_unused
+from unified_backend.forms.built import AHEAD, Builder
 from unified_backend.forms.foreign import Foreign
 from unified_backend.forms.ladder import find
-from unified_backend.forms.profiled import samples_within, with_profiles
-from unified_backend.forms.reference import ENGINES, PROFILED, Reference, canonical_of_onnx
+from unified_backend.forms.profiled import with_profiles
+from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.forms.stated import stated
 from unified_backend.gpus import Gpu
-from unified_backend.lookups import Lookup, Make, Report
-from unified_backend.model_keys import AHEAD, batching_key, engine_key, verification_key
+from unified_backend.lookups import Lookup, Report
+from unified_backend.model_keys import batching_key
 from unified_backend.repository import chosen_filename, parameters_of
+from unified_backend.rungs import Ladder, Rung
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import Signature
 from unified_backend.variables import cache_settings, default_max_batch_size
-from unified_backend.verification import require, samples_of, verify
 
-__all__ = ["ENGINES", "Described", "Loaded", "Report", "describe", "foreign", "load", "open_cache"]
+__all__ = ["ENGINES", "Described", "Loaded", "Report", "build_only", "describe", "foreign", "load", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +59,21 @@ class Described:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model that answers."""
+    """A model that answers.
+
+    Attributes:
+        ladder: the rungs that were looked at, in their order; the last is the one that answers.
+        put_off: names of better engines that are not built yet, and that `build: background` has built while this one
+            answers; the best first.
+    """
 
     described: Described
     engine: str
     reason: str
     threads: Threads
     runner: Runner
+    ladder: tuple[Rung, ...]
+    put_off: tuple[str, ...] = ()
 
 
 def open_cache() -> Cache:
@@ -154,51 +161,106 @@ def foreign(
     return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
 
 
-def load(described: Described, cache: Cache) -> Loaded:
+def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
     """Build the engine, or take it from the cache, and load it.
+
+    Args:
+        only: the one engine to take, in place of what the settings say.
 
     Raises:
         EngineError: no engine of the ladder takes the model; says why each one did not.
     """
     canonical, settings, report = described.canonical, described.settings, described.report
-    failures: list[str] = []
-    lookup = Lookup(canonical.label, described.snapshot, settings, cache, report)
-    reference = Reference(canonical.label, settings)
-    fixed = fixed_dims(described.config, canonical.signature)
+    ladder = Ladder(canonical.label)
+    put_off: list[str] = []
+    chosen = only or settings.engine
+    builder = _builder(described, cache)
     threads = _threads(settings, described.config)
+    fastest = None if only else _fastest(described, builder, threads, ladder)
+    if fastest:
+        chosen = fastest.engine
     for name, engine in ENGINES.items():
         # A source that is not ONNX has come down the ladder already, to the engine that it was judged by.
-        if settings.engine not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
+        if chosen not in ("auto", name) or (canonical.format != "onnx" and name != canonical.judged_by):
             continue
         reason = engine.unusable(settings.gpu)
         if canonical.format not in engine.accepts:
             reason = f"it takes {', '.join(sorted(engine.accepts))}, and no {canonical.format}"
         if reason:
-            failures.append(f"{name}: {reason}")
+            ladder.missed(name, reason)
             continue
         try:
-            key = engine_key(canonical.digest, engine, settings)
+            if _may_wait(engine, settings, chosen) and not builder.at_hand(engine):
+                put_off.append(name)
+                ladder.missed(name, "it is not in the cache: a server builds it in the background")
+                continue
             with report.phase("build"):
                 built = canonical.built if name == canonical.judged_by else None
-                built = built or _built(key, partial(_build, engine, canonical, settings, fixed, reference), lookup)
+                built = built or builder.built(engine)
             with report.phase("load"):
                 runner = engine.load(canonical, built, settings, threads)
             if built is None and not described.snapshot.holds():
                 raise SourceChangedError(canonical.label)
             if built is not None and AHEAD in built.facts:
-                _prove(runner, name, key, canonical, settings, fixed, reference, lookup)
+                builder.prove(engine, runner)
         except (EngineError, SourceError, VerificationError) as error:
-            failures.append(f"{name}: {error.why}")
-            logger.warning('rung failed model=%s engine=%s reason="%s"', canonical.label, name, error.why)
+            ladder.missed(name, error.why, logging.WARNING)
             continue
         cache.store.usage.remember(canonical.label, report.entries)
         why = f'parameter "engine" is "{name}"' if settings.engine == name else "first usable rung"
-        return Loaded(described, name, "; ".join((why, *failures)), threads, runner)
+        why = f"the fastest: {fastest.words()}" if fastest else why
+        ladder.took(name, "built in the background" if only else why)
+        reason = "; ".join((why, *ladder.misses))
+        return Loaded(described, name, reason, threads, runner, tuple(ladder.rungs), tuple(put_off))
+    if put_off:  # nothing else takes the model: there is nothing to serve it by meanwhile
+        logger.warning('not built in background model=%s engine=%s reason="no other rung"', canonical.label, put_off[0])
+        return load(dataclasses.replace(described, settings=dataclasses.replace(settings, build="block")), cache)
     raise EngineError(
         f"{canonical.label}: no engine takes the model",
-        "; ".join(failures),
+        "; ".join(ladder.misses),
         "Correct what the reasons name, or set the parameter `engine` to another one",
     )
+
+
+def build_only(described: Described, name: str, cache: Cache) -> None:
+    """Have an engine built and verified in the cache, without loading it to serve.
+
+    Raises:
+        EngineError: it cannot be built.
+        VerificationError: it computes something else than the model.
+    """
+    _builder(described, cache).made(ENGINES[name])
+
+
+def _builder(described: Described, cache: Cache) -> Builder:
+    canonical, settings = described.canonical, described.settings
+    lookup = Lookup(canonical.label, described.snapshot, settings, cache, described.report)
+    fixed = fixed_dims(described.config, canonical.signature)
+    return Builder(canonical, settings, fixed, Reference(canonical.label, settings), lookup)
+
+
+def _fastest(described: Described, builder: Builder, threads: Threads, ladder: Ladder) -> Timed | None:
+    """The engine that the parameter `autotune` chooses, the others being told to the ladder; None without it."""
+    canonical, settings, recipe = described.canonical, described.settings, described.batching.recipe
+    if not settings.autotune or settings.engine != "auto":
+        return None
+    if settings.gpu or canonical.format != "onnx" or recipe is None:
+        why = "it is for the CPU" if settings.gpu else f"the {canonical.format} model is served as it is"
+        why = "no sample input could be made that runs" if recipe is None else why
+        logger.warning('not autotuned model=%s reason="%s"', canonical.label, why)
+        return None
+    engines, others = candidates(tuple(ENGINES.values()), settings)
+    with described.report.phase("autotune"):
+        best, *rest = tuned(canonical, engines, builder.built, recipe, builder.fixed, threads, builder.lookup)
+    for row in (*others, *rest):
+        ladder.missed(row.engine, row.words())
+    return None if best.reason else best
+
+
+def _may_wait(engine: Engine, settings: Settings, chosen: str) -> bool:
+    """Whether another rung may serve until the engine is built."""
+    background = settings.build == "background" and not settings.require_cached
+    return background and chosen == "auto" and builds_slowly(engine)
 
 
 def _batching(canonical: Canonical, fixed: FixedDims, lookup: Lookup, reference: Reference) -> Batching:
@@ -206,75 +268,6 @@ def _batching(canonical: Canonical, fixed: FixedDims, lookup: Lookup, reference:
         return prove_batching(reference.runner(canonical), fixed).to_json()
 
     return Batching.from_json(lookup(batching_key(canonical.digest, fixed), make).facts)
-
-
-def _build(
-    engine: Engine, canonical: Canonical, settings: Settings, fixed: FixedDims, reference: Reference, folder: Path
-) -> Mapping[str, Any]:
-    """Build an engine; one that the model was not judged by is compared with that one.
-
-    Raises:
-        VerificationError: it computes something else.
-    """
-    facts = engine.build(canonical, settings, folder)
-    if engine.name == canonical.judged_by:
-        return facts
-    runner = engine.load(canonical, Built(folder, facts), settings, Threads(hosts.cores()))
-    try:
-        return {**facts, **_verified(runner, engine.name, canonical, settings, fixed, reference)}
-    finally:
-        runner.close()
-
-
-def _prove(
-    runner: Runner,
-    name: str,
-    key: Key,
-    canonical: Canonical,
-    settings: Settings,
-    fixed: FixedDims,
-    reference: Reference,
-    lookup: Lookup,
-) -> None:
-    """Verify an engine that was built ahead, once for each kind of GPU.
-
-    Raises:
-        VerificationError: it computes something else.
-    """
-    # Nothing is built here, which is all that `require_cached` forbids.
-    open_to_it = dataclasses.replace(lookup, settings=dataclasses.replace(settings, require_cached=False))
-    try:
-        open_to_it(
-            verification_key(key.digest, canonical.judged_by, settings),
-            lambda _: _verified(runner, name, canonical, settings, fixed, reference),
-        )
-    except UnifiedError:
-        runner.close()
-        raise
-
-
-def _verified(
-    runner: Runner, name: str, canonical: Canonical, settings: Settings, fixed: FixedDims, reference: Reference
-) -> dict[str, Any]:
-    """Facts of a comparison with the engine that the model was judged by."""
-    if name in PROFILED and settings.profiles:
-        samples = samples_within(settings, canonical, fixed, reference)
-    else:
-        samples = samples_of(reference.runner(canonical), fixed)
-    rows = verify(runner, samples, settings.tolerance)
-    if settings.verify == "strict":
-        require(rows, canonical.judged_by, name)
-    return {"reference": canonical.judged_by, "verified": [row.to_json() for row in rows]}
-
-
-def _built(key: Key, make: Make, lookup: Lookup) -> Built | None:
-    """The engine, built now or before; None where no disk has room for it: then it is made in memory."""
-    try:
-        entry = lookup(key, make)
-        return Built(entry.path, entry.facts)
-    except CacheFullError as error:
-        logger.warning('engine not kept model=%s reason="%s" next="built again at every load"', lookup.label, error.why)
-        return None
 
 
 def _refuse_cache_inside(label: str, folder: Path, cache: Cache) -> None:

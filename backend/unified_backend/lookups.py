@@ -84,6 +84,14 @@ class Lookup:
             return facts
 
         entry = self.cache.get_or_make(key, from_these_bytes, self.label, required or self.settings.require_cached)
+        return self._reported(key, entry)
+
+    def at_hand(self, key: Key) -> Entry | None:
+        """The entry of a key, unless it would have to be made or waited for."""
+        entry = self.cache.at_hand(key)
+        return entry and self._reported(key, entry)
+
+    def _reported(self, key: Key, entry: Entry) -> Entry:
         self.report.lookups[key.kind] = entry.origin
         if key.digest not in self.report.entries:
             self.report.entries.append(key.digest)

@@ -42,6 +42,10 @@ class Settings:
     Attributes:
         source: file or folder inside the version folder to serve, where several would do.
         engine: `auto`, or the one engine to use and no other.
+        build: when an engine that is not in the cache is built: `block` before the model is ready; `background` while
+            the next rung serves, which it then replaces; `never` is `require_cached`.
+        autotune: on the CPU, time the engines that take the model, and serve by the fastest.
+        openvino_hint: what OpenVINO tunes itself for, `latency` or `throughput`.
         graph_optimization: `none`, `basic`, `extended` or `all`, as ONNX Runtime names its levels.
         batching: how one execution's requests reach the engine: `loop` one by one, `concatenate` as one batch,
             `auto` whichever was faster at warm-up.
@@ -86,6 +90,9 @@ class Settings:
 
     source: str | None = None
     engine: str = "auto"
+    build: str = "block"
+    autotune: bool = False
+    openvino_hint: str = "latency"
     graph_optimization: str = "all"
     batching: str = "auto"
     warm_up: tuple[int, ...] | None = None
@@ -140,6 +147,9 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
     parsers: dict[str, Callable[[str], Any]] = {
         "source": str,
         "engine": choice({name: name for name in ("auto", *engines)}),
+        "build": choice({name: name for name in ("block", "background", "never")}),
+        "autotune": choice(SWITCH),
+        "openvino_hint": choice({name: name for name in ("latency", "throughput")}),
         "graph_optimization": choice({name: name for name in ("none", "basic", "extended", "all")}),
         "batching": choice({name: name for name in ("auto", "loop", "concatenate")}),
         "warm_up": batch_sizes,
@@ -193,6 +203,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
             session_options.append((name, text))
         elif name not in _TRITON_OWN:
             _warn_unknown(label, name, tuple(parsers))
+    values["require_cached"] = values.get("require_cached", False) or values.get("build") == "never"
     if "memory.enable_memory_arena_shrinkage" in values:
         values["arena_shrinkage"] = values.pop("memory.enable_memory_arena_shrinkage")
     tensorrt = TensorRtOptions(**{name: values.pop(name) for name in of_tensorrt.keys() & values.keys()})

@@ -9,7 +9,7 @@ import pytest
 from commands import RELU, command, printed, read_only, unified_model
 
 OTHER = 'backend: "onnxruntime"'
-REQUIRED = 'backend: "unified" parameters { key: "require_cached" value { string_value: "1" } }'
+REQUIRED = 'backend: "unified" parameters { key: "build" value { string_value: "never" } }'
 
 
 @pytest.fixture

@@ -50,6 +50,20 @@ def test_json_holds_the_same(tmp_path, model):
     assert read_pbtxt(tmp_path / "config.pbtxt")["max_batch_size"] == 32
 
 
+def test_the_ladder_says_of_each_rung_why_it_was_not_taken(tmp_path, model):
+    cpu = 'backend: "unified" instance_group { kind: KIND_CPU }'
+    (model / "config.pbtxt").write_text(cpu)
+    rungs = json.loads(check(tmp_path, model, "--json").stdout)["ladder"]
+    assert rungs[-1] == {"engine": "onnxruntime", "taken": True, "reason": "first usable rung"}
+    missed = {rung["engine"]: rung["reason"] for rung in rungs[:-1]}
+    assert "driver" in missed["onnxruntime_cuda"] or "KIND_CPU" in missed["onnxruntime_cuda"]
+    printed = check(tmp_path, model).stdout
+    assert f"rung onnxruntime_cuda: not taken: {missed['onnxruntime_cuda']}" in printed
+    (model / "config.pbtxt").write_text(f'{cpu} parameters {{ key: "engine" value {{ string_value: "openvino" }} }}')
+    (rung,) = json.loads(check(tmp_path, model, "--json").stdout)["ladder"]
+    assert rung == {"engine": "openvino", "taken": True, "reason": 'parameter "engine" is "openvino"'}
+
+
 def test_a_model_that_does_not_load_fails_with_the_servers_words(tmp_path, model):
     (model / "config.pbtxt").write_text('backend: "unified" input { name: "z" }')
     done = check(tmp_path, model)

@@ -102,6 +102,9 @@ def test_the_files_of_a_model_are_not_interchangeable(folder, memo):
 SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
     "source": ({"source": "model.onnx"}, set()),  # what it chooses has its bytes in the key
     "engine": ({"engine": "onnxruntime"}, set()),  # the key names the engine that was taken
+    "build": ({"build": "background"}, set()),
+    "autotune": ({"autotune": "1"}, set()),  # the key names the engine that was chosen
+    "openvino_hint": ({"openvino_hint": "throughput"}, set()),  # of compiling, which every load does
     "graph_optimization": ({"graph_optimization": "basic"}, {"engine"}),
     "batching": ({"batching": "loop"}, set()),
     "warm_up": ({"warm_up": "1,2"}, set()),
@@ -134,6 +137,15 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
             "tolerance": "0.01",
             "conversion_seconds": "60",
             "conversion_memory": "1GB",
+            # Of the GPU's: what changes an engine there is in the keys of those engines.
+            "batch_buckets": "1,4",
+            "contexts": "1",
+            "cuda_graph": "0",
+            "tf32": "1",
+            "prefer_nhwc": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "gpu_mem_limit": "1GB",
+            "gpu_outputs": "1",
         }.items()
     },
 }

@@ -28,6 +28,8 @@ def test_nothing_given_is_the_default():
         ({"warm_up": "1, 4,8"}, "warm_up", (1, 4, 8)),
         ({"warm_up": "off"}, "warm_up", ()),
         ({"batching": "Loop"}, "batching", "loop"),
+        ({"build": "never"}, "require_cached", True),
+        ({"build": "background"}, "require_cached", False),
         ({"custom_op_library": "/a.so, /b.so"}, "custom_op_library", ("/a.so", "/b.so")),
         ({"session.intra_op.allow_spinning": "0"}, "session_options", (("session.intra_op.allow_spinning", "0"),)),
     ],

@@ -11,11 +11,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from unified_backend.cache.eviction import Evicted, default_limit, evict
+from unified_backend.cache.flight import being_made
 from unified_backend.cache.holds import Hold
 from unified_backend.cache.keys import Key
 from unified_backend.cache.making import Make, called, private_folder
@@ -114,6 +116,15 @@ class Cache:
         if entry.origin != "hit" and entry.path.is_relative_to(self.store.place(key)):
             self._make_room()
         return entry
+
+    def at_hand(self, key: Key) -> Entry | None:
+        """The entry of this key if it is here, or in the remote tier; nobody who is making it is waited for."""
+        if entry := self._found(key, repair=False):
+            return entry
+        if self.remote and not being_made(self.store.root / "locks", key.digest):
+            with suppress(NotCachedError):
+                return self.get_or_make(key, lambda _: {}, required=True)
+        return None
 
     def adopt(self, key: Key, fetch: Callable[[Path], object]) -> bool:
         """Publish an entry that was made elsewhere; False if it is here already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -83,6 +84,7 @@ def _facts(loaded: Loaded, plan: Plan, folder: Path) -> dict[str, Any]:
         "batching": f"{described.batching.verdict.value}: {described.batching.reason}",
         "engine": loaded.engine,
         "engine_reason": loaded.reason,
+        "ladder": [dataclasses.asdict(rung) for rung in loaded.ladder],
         "threads": loaded.threads.intra_op,
         "requests": "concatenated" if plan.concatenate else "looped",
         "notes": report.notes,
@@ -99,7 +101,8 @@ def _print(result: Mapping[str, Any]) -> None:
         "model": result["model"],
         "format": f"{result['format']} ({', '.join(result['files'])})",
         "batching": result["batching"],
-        "engine": f"{result['engine']}: {result['engine_reason']}",
+        "engine": result["engine"],
+        **{f"rung {rung['engine']}": _rung(rung) for rung in result["ladder"]},
         "execution": f"{result['threads']} threads, requests {result['requests']}",
         **{f"note {number}": note for number, note in enumerate(result["notes"], 1)},
         "cache": "  ".join(f"{kind} {state}" for kind, state in result["cache"].items()),
@@ -117,3 +120,7 @@ def _print(result: Mapping[str, Any]) -> None:
         for name, value in rows.items():
             typer.echo(f"{name}: {value}")
         typer.echo(f"\n# config.pbtxt, completed\n{result['config']}\nloads")
+
+
+def _rung(rung: Mapping[str, Any]) -> str:
+    return f"{'taken' if rung['taken'] else 'not taken'}: {rung['reason']}"

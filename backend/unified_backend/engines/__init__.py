@@ -11,7 +11,7 @@ from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
-__all__ = ["Built", "Canonical", "Engine", "Runner", "Threads"]
+__all__ = ["Built", "Canonical", "Engine", "Runner", "Threads", "builds_slowly"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Runner(Protocol):
 class Engine(Protocol):
     """A kind of engine: one rung of the ladder.
 
+    One whose builds take longer than a server's start may has a true attribute `builds_slowly` beside these.
+
     Attributes:
         name: as the parameter `engine` has it.
         accepts: the formats that it is built from.
@@ -129,3 +131,8 @@ class Engine(Protocol):
             EngineError: it does not load.
         """
         ...
+
+
+def builds_slowly(engine: Engine) -> bool:
+    """Whether `build: background` puts the engine's builds off."""
+    return bool(getattr(engine, "builds_slowly", False))

@@ -25,7 +25,7 @@ from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
 
-__all__ = ["answer_apart", "ask_apart", "build_apart"]
+__all__ = ["answer_apart", "ask_apart", "build_apart", "death"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAST_WORDS = 300  # characters of what a process said before it died
@@ -94,7 +94,7 @@ def ask_apart(
     try:
         answer = json.loads(child.stdout)
     except ValueError:
-        raise EngineError(what, _death(child), do) from None
+        raise EngineError(what, death(child), do) from None
     if "error" in answer:
         raise EngineError(*answer["error"])
     return dict(answer["facts"])
@@ -121,7 +121,8 @@ def answer_apart(work: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None
         json.dump(answer, answers)
 
 
-def _death(child: subprocess.CompletedProcess[str]) -> str:
+def death(child: subprocess.CompletedProcess[str]) -> str:
+    """How a process ended that left no answer, with its last words."""
     code = child.returncode
     how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     words = " ".join(child.stderr.split())[-_LAST_WORDS:]

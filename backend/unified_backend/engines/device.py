@@ -295,7 +295,8 @@ class DeviceRunner:
         return time.perf_counter() - began
 
     def _launch(self, context: _Context, bucket: int) -> None:
-        if graph := context.graphs.get(bucket):
+        graph = context.graphs.get(bucket)
+        if graph is not None:
             self.cuda.launch(graph, self._compute)
         else:
             context.runs[bucket]()

@@ -36,6 +36,7 @@ __all__ = ["OnnxRuntimeCuda"]
 logger = logging.getLogger(__name__)
 
 _PROVIDER = "CUDAExecutionProvider"
+_ERRORS, _FATAL = 3, 4  # of ONNX Runtime's logger
 _RECIPE = 1  # raised when the same key fields would give other facts
 
 
@@ -180,8 +181,7 @@ def _session(
     import onnxruntime
 
     assert settings.gpu is not None
-    # Trying convolutions logs an error for each that has no plan: hundreds, none of which a user can act on.
-    onnxruntime.set_default_logger_severity(4)
+    onnxruntime.set_default_logger_severity(_ERRORS)
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # those that the wheels of CUDA and cuDNN brought, where no LD_LIBRARY_PATH has them
     # Trying every algorithm takes 1.0 to 1.5 s at each new shape (H100, ResNet-50): where shapes vary, a guess.
@@ -208,6 +208,8 @@ def _session(
             "a library that its CUDA provider needs is missing or of another version; its own words are in the log",
             "Install the CUDA and cuDNN that this onnxruntime-gpu was built for",
         )
+    # A run that tries convolutions logs an error for each that has no plan: hundreds, and no user can act on one.
+    onnxruntime.set_default_logger_severity(_FATAL)
     return session
 
 

@@ -73,7 +73,7 @@ class OpenVino:
         """
         model = core().read_model(built.folder / _MODEL) if built else read(canonical, settings)
         try:
-            compiled = core().compile_model(model, "CPU", _options(threads))
+            compiled = core().compile_model(model, "CPU", _options(threads, settings.openvino_hint))
         except RuntimeError as error:
             raise refused(canonical, error) from None
         return OpenVinoRunner(canonical, compiled)
@@ -129,12 +129,16 @@ class OpenVinoRunner:
         del self._request, self._inputs, self._outputs
 
 
-def _options(threads: Threads) -> dict[str, Any]:
-    """f32 as the model has it, where a CPU with bfloat16 would be used by default; several instances on one host."""
+def _options(threads: Threads, hint: str) -> dict[str, Any]:
+    """f32 as the model has it, where a CPU with bfloat16 would be used by default; several instances on one host.
+
+    Args:
+        hint: `latency` gives all threads to one request; with `throughput` OpenVINO chooses.
+    """
     return {
         "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
+        "PERFORMANCE_HINT": hint.upper(),
+        **({"NUM_STREAMS": "1"} if hint == "latency" else {}),
         "INFERENCE_NUM_THREADS": str(threads.intra_op),
         "ENABLE_CPU_PINNING": "NO",
     }

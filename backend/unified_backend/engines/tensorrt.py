@@ -35,6 +35,7 @@ class TensorRt:
 
     name = "tensorrt"
     accepts = frozenset({"onnx", _PLANS["tensorrt"]})
+    builds_slowly = True
 
     def unusable(self, gpu: Gpu | None) -> str | None:
         """What is missing of GPU, driver, module and cuda-python, or None."""
@@ -66,6 +67,7 @@ class TensorRtRtx:
 
     name = "tensorrt_rtx"
     accepts = frozenset({"onnx", _PLANS["tensorrt_rtx"]})
+    builds_slowly = True
 
     def unusable(self, gpu: Gpu | None) -> str | None:
         """What is missing, or that TensorRT-RTX has nothing for the GPU, or None."""

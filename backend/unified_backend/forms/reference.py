@@ -16,6 +16,7 @@ from unified_backend.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from unified_backend.engines.openvino import OpenVino
 from unified_backend.engines.reference import open_reference
 from unified_backend.engines.tensorrt import TensorRt, TensorRtRtx
+from unified_backend.engines.third_party import third_party_engines
 from unified_backend.formats import Source
 from unified_backend.lookups import Lookup
 from unified_backend.model_keys import canonical_key
@@ -37,6 +38,8 @@ ENGINES: dict[str, Engine] = {
         NcnnEngine(),
     )
 }
+# Installed on purpose, they come first.
+ENGINES = {engine.name: engine for engine in third_party_engines(ENGINES)} | ENGINES
 PROFILED = ("tensorrt", "tensorrt_rtx")  # those that build for the shapes of optimization profiles
 
 

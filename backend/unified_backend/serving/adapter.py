@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from unified_backend.gpus import gpu_of, gpu_of_instance
 from unified_backend.loading import Loaded, describe, load, open_cache
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.repository import parameters
+from unified_backend.serving.background import Background
 from unified_backend.serving.executor import Executor, Plan
 from unified_backend.serving.memory import keep_freed_memory
 from unified_backend.serving.metrics import ServerMetrics
 from unified_backend.serving.parent import ending_with_the_server
 from unified_backend.serving.pipelined import PipelinedExecutor
+from unified_backend.serving.swap import Swap
 from unified_backend.serving.warmup import warm_up
 
 __all__ = ["ModelInstance", "complete_model_config"]
@@ -90,15 +93,17 @@ class ModelInstance:
             cache.push_in_background()
         except UnifiedError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self._runner = loaded.runner
         self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
         failures = cache.remote.failures if cache.remote else None
         if isinstance(loaded.runner, MissRunner):
             loaded.runner.misses.clear()  # those of the warm-up
             self._metrics.profile_misses = loaded.runner.misses
         self._metrics.load(report.seconds, report.lookups, loaded.engine, failures)
-        self._executor = self._made_executor(pb_utils, loaded, plan)
-        self.execute = self._executor.execute
+        executor = self._made_executor(pb_utils, loaded, plan)
+        self._swap = Swap(executor, loaded.runner.close)
+        self._background: Background | None = None
+        # What nothing will replace is called without a detour.
+        self.execute = self._swap.execute if loaded.put_off else executor.execute
         logger.info(
             "loaded model=%s instance=%s format=%s engine=%s max_batch_size=%d threads=%d requests=%s %s",
             label,
@@ -110,6 +115,9 @@ class ModelInstance:
             "concatenated" if plan.concatenate else "looped",
             report.line(),
         )
+        if loaded.put_off:
+            make = partial(self._made_executor, pb_utils)
+            self._background = Background(loaded, folder, config, cache, self._swap, make, self._metrics)
 
     def _made_executor(self, pb_utils: Any, loaded: Loaded, plan: Plan) -> Executor | PipelinedExecutor:
         described, on_device = loaded.described, isinstance(loaded.runner, DeviceRunner)
@@ -121,10 +129,11 @@ class ModelInstance:
         return PipelinedExecutor(pb_utils, plain, loaded.runner, gpu_inputs, described.settings.gpu_outputs)
 
     def finalize(self) -> None:
-        """Free everything; Triton waits for this for ever, so nothing here waits for anybody."""
+        """Free everything; Triton waits for this for ever, so nothing here waits for long."""
+        if self._background:
+            self._background.close()
         self._metrics.close()
-        self._executor.close()
-        self._runner.close()
+        self._swap.close()
         self._cache.close()
 
 

@@ -15,11 +15,14 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 _FLUSH_SECONDS = 1.0
+_REASON_CHARACTERS = 120  # of a label's value
 _FAMILIES = {
     "unified_load_seconds": ("GAUGE", "Seconds that each phase of the last load took"),
     "unified_cache_lookups_total": ("COUNTER", "Lookups in the cache by kind of entry and result"),
     "unified_cache_remote_failures_total": ("COUNTER", "What the remote cache tier failed to do"),
     "unified_engine_info": ("GAUGE", "1 for the engine that answers"),
+    "unified_engine_swaps_total": ("COUNTER", "Engines that took over from another while the model was served"),
+    "unified_engine_build_failures_total": ("COUNTER", "Engines that could not be built in the background, and why"),
     "unified_request_errors_total": ("COUNTER", "Requests answered with an error, by Triton error code"),
     "unified_profile_misses_total": ("COUNTER", "Requests outside every optimization profile of the engine"),
     # A Prometheus histogram in three counters: Triton's own histogram takes one call an observation.
@@ -83,6 +86,19 @@ class ServerMetrics:
         self._metric("unified_engine_info", engine=engine).set(1)
         if remote_failures is not None:
             self._metric("unified_cache_remote_failures_total").increment(remote_failures)
+
+    def swapped(self, old: str, new: str) -> None:
+        """Report that one engine took over from another."""
+        if self._families:
+            self._metric("unified_engine_info", engine=old).set(0)
+            self._metric("unified_engine_info", engine=new).set(1)
+            self._metric("unified_engine_swaps_total", old=old, new=new).increment(1)
+
+    def build_failed(self, engine: str, reason: str) -> None:
+        """Report an engine that could not be built in the background."""
+        if self._families:
+            short = " ".join(reason.split())[:_REASON_CHARACTERS]
+            self._metric("unified_engine_build_failures_total", engine=engine, reason=short).increment(1)
 
     def close(self) -> None:
         """Hand over what is left and stop."""

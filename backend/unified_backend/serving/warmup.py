@@ -82,7 +82,7 @@ def _plan_key(loaded: Loaded, sample: Mapping[str, Array]) -> Key:
                 name: value if value is None or isinstance(value, (bool, int, str)) else list(map(str, value))
                 for name, value in dataclasses.asdict(settings).items()
                 # Of libraries the canonical model's key has the bytes; here is their path.
-                if name not in ("source", "require_cached", "custom_op_library", "gpu", "tensorrt")
+                if name not in ("source", "build", "require_cached", "custom_op_library", "gpu", "tensorrt")
             },
             "tensorrt": dataclasses.asdict(dataclasses.replace(settings.tensorrt, plugins=())),
             "threads": dataclasses.asdict(loaded.threads),
