@@ -89,11 +89,11 @@ def main() -> int:
     for network in options.networks:
         for precision in options.precisions:
             rows += _measured(network, precision, folder, tool, options)
+            if options.json:  # after each, for the next may fail
+                report = {"device": gpu.name, "rows": [asdict(row) for row in rows]}
+                options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{gpu.name}, driver for CUDA {'.'.join(map(str, driver().cuda or ()))}")
     print(_table(rows, options.concurrency))
-    if options.json:
-        report = {"device": gpu.name, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -113,13 +113,14 @@ class OnnxRuntimeCuda:
         )
         runner.prepare()
         logger.info(
-            "prepared model=%s gpu=%d buckets=%s contexts=%d cuda_graphs=%s nhwc=%s",
+            "prepared model=%s gpu=%d buckets=%s contexts=%d cuda_graphs=%s nhwc=%s tf32=%s",
             canonical.label,
             settings.gpu.index,
             ",".join(map(str, runner.buckets)) or "none",
             settings.contexts,
             runner.graphs,
             facts["prefer_nhwc"],
+            settings.tf32,
         )
         return runner
 
