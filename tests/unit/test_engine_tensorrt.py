@@ -72,8 +72,11 @@ def test_without_a_gpu_the_engine_is_refused_with_all_that_is_missing(tmp_path):
         assert done.returncode == 1
         assert f"no engine takes the model: {engine}: this host has no NVIDIA driver{missing}. " in done.stderr
     (folder.parent / "config.pbtxt").unlink()
-    (line,) = [line for line in command(tmp_path, "check", folder.parent).stdout.splitlines() if "engine:" in line]
-    assert line.startswith("engine: onnxruntime: first usable rung; tensorrt: this host has no NVIDIA driver; ")
+    printed = command(tmp_path, "check", folder.parent).stdout.splitlines()
+    assert "engine: onnxruntime" in printed
+    for engine in ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda"):
+        (line,) = [line for line in printed if line.startswith(f"rung {engine}: ")]
+        assert line.startswith(f"rung {engine}: not taken: this host has no NVIDIA driver")
 
 
 def test_a_host_without_a_gpu_does_not_import_it(tmp_path):
@@ -204,7 +207,7 @@ def test_a_builder_that_is_killed_is_a_message_and_the_next_rung(tmp_path, caplo
     assert served.engine == "onnxruntime"
     (answer,) = served.runner.run({"data_0": np.zeros((1, 3, 224, 224), np.float32)}, ["softmaxout_1"])
     assert answer.sum() == pytest.approx(1, abs=1e-3)
-    assert "rung failed model=net/1 engine=tensorrt_rtx" in caplog.text
+    assert "rung model=net/1 engine=tensorrt_rtx taken=no" in caplog.text
 
 
 def test_a_build_that_takes_too_long_is_ended(tmp_path, monkeypatch, caplog):
