@@ -28,7 +28,7 @@ __all__ = [
     "verify",
 ]
 
-RECIPE = 2  # part of the keys of what was verified: raised when the same answers would be judged otherwise
+RECIPE = 3  # part of the keys of what was verified: raised when the same answers would be judged otherwise
 BATCHES = (1, 3)  # sizes that a model with an open first dimension is tried at
 
 # The largest error accepted, relative to the largest value of the output. Kernels sum in different orders: FP32 models
@@ -84,7 +84,11 @@ class Compared:
 
 
 def verify(
-    runner: Runner, samples: Sequence[Sample], tolerance: float | None = None, quantised: Sequence[str] = ()
+    runner: Runner,
+    samples: Sequence[Sample],
+    tolerance: float | None = None,
+    quantised: Sequence[str] = (),
+    computed_in: str = "FP32",
 ) -> list[Compared]:
     """Run the samples and compare every answer.
 
@@ -92,6 +96,7 @@ def verify(
         runner: what is judged.
         tolerance: in place of the default of each output's type.
         quantised: names of outputs that hold quantised values.
+        computed_in: the coarsest type inside the model, which outputs of finer types are rounded to on their way.
 
     Raises:
         VerificationError: it does not run on a sample, or lacks an output.
@@ -117,7 +122,10 @@ def verify(
             ) from None
         for name, answer in zip(names, answers, strict=True):
             dtype = specs[name].dtype
-            rows.append(compare(name, sample.batch, dtype, sample.expected[name], answer, tolerance, name in quantised))
+            limit = tolerance
+            if limit is None and dtype in _TOLERANCE:
+                limit = max(_TOLERANCE[dtype], _TOLERANCE[computed_in])
+            rows.append(compare(name, sample.batch, dtype, sample.expected[name], answer, limit, name in quantised))
     return rows
 
 

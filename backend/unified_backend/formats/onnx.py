@@ -17,7 +17,7 @@ from unified_backend.tensors import TensorSpec, data_type
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Onnx", "read_model"]
+__all__ = ["Onnx", "coarsest_float", "read_model"]
 
 # Field numbers of ModelProto in onnx.proto: name and wire type (0 varint, 2 length-delimited).
 _MODEL_FIELDS = {
@@ -100,6 +100,26 @@ class Onnx:
         }
         inputs = tuple(_tensor_spec(value) for value in model.graph.input if value.name not in constants)
         return Description(inputs, tuple(_tensor_spec(value) for value in model.graph.output), facts=facts)
+
+
+def coarsest_float(path: Path) -> str:
+    """The coarsest type of floating point that a model's weights, constants and casts have, FP32 at the finest.
+
+    Raises:
+        SourceError: the protobuf message is damaged.
+    """
+    model = read_model(path)
+    holders = (model.graph, *model.functions)
+    types = {tensor.data_type for holder in holders for tensor in _tensors(holder)}
+    types |= {
+        attribute.i
+        for node in model.graph.node
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to"
+    }
+    found = {row.triton for number in types if (row := data_type(number))}
+    return next((name for name in ("BF16", "FP16") if name in found), "FP32")
 
 
 def read_model(path: Path) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ from unified_backend import hosts
 from unified_backend.cache import Key
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.errors import CacheFullError, UnifiedError
+from unified_backend.formats.onnx import coarsest_float
 from unified_backend.forms.profiled import samples_within
 from unified_backend.forms.reference import PROFILED, Reference
 from unified_backend.lookups import Lookup
@@ -92,13 +93,18 @@ class Builder:
         finally:
             runner.close()
 
+    def _computed_in(self) -> str:
+        """The coarsest type that the engine computes in; TF32 has the 10 bits of mantissa of FP16."""
+        coarsest = coarsest_float(self.canonical.path) if self.canonical.format == "onnx" else "FP32"
+        return "FP16" if coarsest == "FP32" and self.settings.gpu and self.settings.tf32 else coarsest
+
     def _verified(self, runner: Runner, name: str) -> dict[str, Any]:
         """Facts of a comparison with the engine that the form was judged by."""
         if name in PROFILED and self.settings.profiles:
             samples = samples_within(self.settings, self.canonical, self.fixed, self.reference)
         else:
             samples = samples_of(self.reference.runner(self.canonical), self.fixed)
-        rows = verify(runner, samples, self.settings.tolerance)
+        rows = verify(runner, samples, self.settings.tolerance, computed_in=self._computed_in())
         if self.settings.verify == "strict":
             require(rows, self.canonical.judged_by, name)
         return {"reference": self.canonical.judged_by, "verified": [row.to_json() for row in rows]}
