@@ -37,7 +37,6 @@ PRECISIONS = {"fp32": ("fp32", False), "tf32": ("fp32", True), "fp16": ("fp16", 
 INPUTS = ("float", "uint8")
 # How the unified backend is configured: (instances, contexts of each).
 UNIFIED = {"one instance": (1, 3), "three instances": (3, 1)}
-BUCKETS = "1,2,4,8,12,16,24,32,48,64"
 RANDOM_SECONDS, RANDOM_CLIENTS = 10.0, 2
 
 _CONFIG = """\
@@ -136,7 +135,7 @@ def _write(repository: Path, row: Row, file: Path, tf32: bool) -> None:
         version.mkdir(parents=True)
         (version / "model.onnx").symlink_to(file)
         config = _CONFIG.format(backend="unified", type=kind, count=count)
-        config += _parameters(contexts=str(contexts), tf32=str(int(tf32)), batch_buckets=BUCKETS)
+        config += _parameters(contexts=str(contexts), tf32=str(int(tf32)))
         (version.parent / "config.pbtxt").write_text(config)
     version = repository / f"{row.input}_naive" / "1"
     version.mkdir(parents=True)

@@ -75,7 +75,7 @@ class Settings:
         tolerance: largest error accepted, relative to the output's largest value; None for the default of its type.
         conversion_seconds: time limit of a conversion.
         conversion_memory: memory limit of a conversion, in bytes.
-        batch_buckets: batch sizes that batches on a GPU are padded to; () for the powers of two.
+        batch_buckets: batch sizes that batches on a GPU are padded to; () for the series of `buckets_up_to`.
         contexts: batches in flight on a GPU: copies of one overlap with the compute of another.
         cuda_graph: replay a captured CUDA graph for each bucket, where the model allows it.
         tf32: let FP32 matrix products and convolutions round their inputs to 10 bits of mantissa.

@@ -158,8 +158,9 @@ def doubled(one: Request) -> list[float]:
     return list(one.response().outputs["y"][:, 0])
 
 
-def test_buckets_are_powers_of_two_and_the_largest() -> None:
-    assert buckets_up_to(12) == (1, 2, 4, 8, 12)
+def test_buckets_are_powers_of_two_the_sizes_between_and_the_largest() -> None:
+    assert buckets_up_to(64) == (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+    assert buckets_up_to(20) == (1, 2, 4, 8, 12, 16, 20)
     assert buckets_up_to(1) == (1,)
     assert buckets_up_to(8, (3, 64)) == (3, 8)
 
