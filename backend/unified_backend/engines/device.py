@@ -10,17 +10,16 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
 from unified_backend.engines.cuda import Cuda, Graph
+from unified_backend.engines.uploads import DeviceArray, Uploads
 from unified_backend.errors import EngineError
 from unified_backend.tensors import Array, Signature
 
@@ -28,22 +27,7 @@ __all__ = ["Bindable", "DeviceArray", "DeviceRunner", "Pending", "buckets_up_to"
 
 logger = logging.getLogger(__name__)
 
-_SPREAD_BYTES = 4 << 20  # a batch of more is copied by several threads: one moves about 8 GB a second
-_COPIERS = 4
 _TIMED = 3  # runs that a bucket is timed by
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceArray:
-    """A C-contiguous tensor in the memory of a GPU.
-
-    Attributes:
-        keep: the OrtValue that owns the memory.
-    """
-
-    address: int
-    shape: tuple[int, ...]
-    keep: Any
 
 
 class Bindable(Protocol):
@@ -165,7 +149,7 @@ class DeviceRunner:
         for context in self._all:
             self._free.put(context)
         self._launching = threading.Lock()
-        self._copiers = ThreadPoolExecutor(min(_COPIERS, max(1, (os.cpu_count() or 1) // 2)), "unified-copy")
+        self._uploads = Uploads(cuda, self._upload, batched=bool(buckets))
 
     def prepare(self) -> None:
         """Run every bucket in every context, and capture its graph: what is searched and allocated once is, now.
@@ -245,7 +229,7 @@ class DeviceRunner:
         """Free graphs, buffers and the engine."""
         self.cuda.enter()
         self.cuda.wait_for_stream(self._compute)
-        self._copiers.shutdown()
+        self._uploads.close()
         for context in self._all:
             for graph in context.graphs.values():
                 self.cuda.free_graph(graph)
@@ -311,7 +295,11 @@ class DeviceRunner:
         cuda.enter()
         first = next(iter(self._rows))
         rows = sum(part[first].shape[0] for part in parts) if self.buckets else 0
-        self._stage(context, parts)
+        for spec in self.signature.inputs:
+            name = spec.name
+            self._uploads.start(
+                [part[name] for part in parts], context.staging[name], context.inputs[name], self._bytes[name]
+            )
         bucket = self.buckets[bisect.bisect_left(self.buckets, rows)] if self.buckets else 0
         with self._launching:
             cuda.record(context.copied, self._upload)
@@ -324,45 +312,6 @@ class DeviceRunner:
                 cuda.to_host(context.results[name], context.outputs[name], size, self._download)
             cuda.record(context.done, self._download)
         return Pending(self, context, rows)
-
-    def _stage(self, context: _Context, parts: Sequence[Mapping[str, Array | DeviceArray]]) -> None:
-        """Start the copies of a batch to the device."""
-        for spec in self.signature.inputs:
-            name, row = spec.name, self._bytes[spec.name]
-            staging, address = context.staging[name], context.inputs[name]
-            copies, at = [], 0
-            for part in parts:
-                value = part[name]
-                size = value.shape[0] if self.buckets else 1
-                if isinstance(value, DeviceArray):
-                    self.cuda.on_device(address + at * row, value.address, size * row, self._upload)
-                else:
-                    copies.append((at, size, value))
-                at += size
-            if copies:
-                self._through_staging(staging, address, row, copies)
-
-    def _through_staging(
-        self, staging: Array, address: int, row: int, copies: Sequence[tuple[int, int, Array]]
-    ) -> None:
-        def copy(at: int, size: int, value: Array) -> None:
-            np.copyto(staging[at : at + size] if self.buckets else staging, value)
-
-        def copy_all(some: Sequence[tuple[int, int, Array]]) -> None:
-            for one in some:
-                copy(*one)
-
-        if len(copies) > 1 and sum(value.nbytes for *_, value in copies) > _SPREAD_BYTES:
-            list(self._copiers.map(copy_all, [copies[start::_COPIERS] for start in range(_COPIERS)]))
-        else:
-            copy_all(copies)
-        begin, end = copies[0][0], copies[-1][0] + copies[-1][1]
-        if end - begin == sum(size for _, size, _ in copies):
-            self.cuda.to_device(address + begin * row, staging[begin:] if self.buckets else staging,
-                                 (end - begin) * row, self._upload)  # fmt: skip
-            return
-        for at, size, _ in copies:  # parts that were on the device already lie between them
-            self.cuda.to_device(address + at * row, staging[at:], size * row, self._upload)
 
     def _in_pieces(self, feeds: Mapping[str, Array], outputs: Sequence[str], rows: int) -> list[Array]:
         """A batch that is larger than the largest bucket, or empty."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from unified_backend.engines import Runner
 from unified_backend.errors import EngineError, RequestError, UnifiedError
-from unified_backend.serving.memory import LARGE_BYTES, OutputSlots
+from unified_backend.serving.memory import LARGE_BYTES, Large, OutputSlots
 from unified_backend.serving.transfer import device_reader, reader, writer
-from unified_backend.tensors import Array, TensorSpec
+from unified_backend.tensors import Array
 
 __all__ = ["Executor", "Feeds", "Plan"]
 
@@ -73,7 +73,7 @@ class Executor:
         self._readers: dict[str, Callable[[Any], Any]] = {spec.name: readers(spec) for spec in runner.signature.inputs}
         self._writers = {spec.name: writer(pb_utils, spec) for spec in runner.signature.outputs}
         self._slots = OutputSlots(pb_utils)
-        self._large = _Large(tuple(self._outputs.values()), runner.signature.inputs)
+        self._large = Large(tuple(self._outputs.values()), runner.signature.inputs)
         self._buffers: dict[tuple[str, tuple[int, ...]], Array] = {}
         self._first_input = next(iter(self._inputs), "")
         self._batched = plan.max_batch_size > 0
@@ -279,34 +279,3 @@ class _CancelledError(RequestError):
     """The client gave the request up."""
 
     triton_code = "CANCELLED"
-
-
-class _Large:
-    """Outputs whose shape is known from the inputs before the run, so that they can be written in place."""
-
-    def __init__(self, outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec]) -> None:
-        self._sources: dict[str | int, tuple[str, int]] = {}
-        for spec in inputs:
-            for axis, size in enumerate(spec.shape or ()):
-                if isinstance(size, str):
-                    self._sources.setdefault(size, (spec.name, axis))
-        self._shapes = {
-            spec.name: spec.shape
-            for spec in outputs
-            if spec.dtype not in ("STRING", "BF16")
-            and spec.shape
-            and all(isinstance(size, int) or size in self._sources for size in spec.shape if size is not None)
-            and None not in spec.shape
-        }
-        self.names = frozenset(self._shapes)
-
-    def shape(self, name: str, feeds: Feeds) -> tuple[int, ...] | None:
-        """The shape that the output will have for these inputs."""
-        sizes = []
-        for size in self._shapes[name]:
-            if isinstance(size, int):
-                sizes.append(size)
-            elif size is not None:
-                source, axis = self._sources[size]
-                sizes.append(feeds[source].shape[axis])
-        return tuple(sizes)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from unified_backend.tensors import Array
+from unified_backend.tensors import Array, TensorSpec
 
-__all__ = ["LARGE_BYTES", "OutputSlots", "keep_freed_memory"]
+__all__ = ["LARGE_BYTES", "Large", "OutputSlots", "keep_freed_memory"]
 
 # From this size on, writing the output where the server reads it saves more than the bookkeeping costs (measured: a
 # 12 MB identity over shared memory 1.13x at concurrency 1, 1.44x at 4; nothing below about a megabyte).
@@ -74,6 +75,37 @@ class OutputSlots:
     def clear(self) -> None:
         """Give the memory back."""
         self._slots.clear()
+
+
+class Large:
+    """Outputs whose shape is known from the inputs before the run, so that they can be written in place."""
+
+    def __init__(self, outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec]) -> None:
+        self._sources: dict[str | int, tuple[str, int]] = {}
+        for spec in inputs:
+            for axis, size in enumerate(spec.shape or ()):
+                if isinstance(size, str):
+                    self._sources.setdefault(size, (spec.name, axis))
+        self._shapes = {
+            spec.name: spec.shape
+            for spec in outputs
+            if spec.dtype not in ("STRING", "BF16")
+            and spec.shape
+            and all(isinstance(size, int) or size in self._sources for size in spec.shape if size is not None)
+            and None not in spec.shape
+        }
+        self.names = frozenset(self._shapes)
+
+    def shape(self, name: str, feeds: Mapping[str, Array]) -> tuple[int, ...] | None:
+        """The shape that the output will have for these inputs."""
+        sizes = []
+        for size in self._shapes[name]:
+            if isinstance(size, int):
+                sizes.append(size)
+            elif size is not None:
+                source, axis = self._sources[size]
+                sizes.append(feeds[source].shape[axis])
+        return tuple(sizes)
 
 
 def _writable_view(array: Array) -> Array:

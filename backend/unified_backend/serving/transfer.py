@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unified_backend.engines.bfloat16 import bfloat16_bits, bfloat16_value
-from unified_backend.engines.device import DeviceArray
+from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import RequestError
 from unified_backend.tensors import Array, TensorSpec
 
