@@ -49,7 +49,9 @@ class Timed:
         """What was found, for a person."""
         if self.reason:
             return self.reason
-        times = ", ".join(f"{value:.3g} ms at batch {batch}" for batch, value in self.milliseconds.items())
+        times = ", ".join(
+            f"{value:.3g} ms" + (f" at batch {batch}" if batch else "") for batch, value in self.milliseconds.items()
+        )
         return f"{times}, {self.ratio:.2f} times the fastest, error {self.error:.1e}"
 
 

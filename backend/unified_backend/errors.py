@@ -134,7 +134,7 @@ class NotCachedError(CacheError):
         model = label.rpartition("/")[0] or label
         super().__init__(
             f"{label}: its {kind} {digest[:12]} is not in the cache",
-            "require_cached is set, so that nothing is built while a server starts",
+            "require_cached (or build: never) is set, so that nothing is built while a server starts",
             f"Build it ahead with `triton-unified build REPOSITORY --model {model}`, or see what differs from the "
             "entries there with `triton-unified cache explain MODEL_DIR`",
         )

@@ -21,6 +21,7 @@ import unified_backend
 from unified_backend import hosts
 from unified_backend.amounts import amount
 from unified_backend.engines import Canonical, Engine
+from unified_backend.engines.guarded import Guarded
 from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.settings import Settings
 from unified_backend.tensors import Signature
@@ -37,9 +38,10 @@ def build_apart(engine: Engine, canonical: Canonical, settings: Settings, folder
     Raises:
         EngineError: it cannot be built, or its process crashed, hung or took too much memory.
     """
+    kind = type(engine.inner if isinstance(engine, Guarded) else engine)
     job = {
-        "module": type(engine).__module__,
-        "class": type(engine).__name__,
+        "module": kind.__module__,
+        "class": kind.__name__,
         "label": canonical.label,
         "path": str(canonical.path),
         "signature": canonical.signature.to_json(),

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from unified_backend.engines import Engine
+from unified_backend.engines.guarded import Guarded
 
 __all__ = ["third_party_engines"]
 
@@ -40,7 +41,7 @@ def third_party_engines(taken: Collection[str]) -> Iterator[Engine]:
                 error,
             )
             continue
-        yield engine
+        yield Guarded(engine)
 
 
 def _any() -> bool:
