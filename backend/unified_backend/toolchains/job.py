@@ -28,6 +28,7 @@ _RUN_WORKER = Path(__file__).parent / "run_worker.py"
 _WATCH_SECONDS = 0.1
 _REPORT_SECONDS = 10.0
 _MOST_EVENTS = 16 * 2**20  # bytes: a result has names, types and shapes, and no tensors
+_DYING_SECONDS = 5.0  # a process in an uninterruptible wait may take longer, and is not waited for
 _LOG = "worker.log"
 _LAST_LINES = 4
 
@@ -201,8 +202,16 @@ def _started(python: Path, worker: str, folder: Path) -> Iterator[tuple[subproce
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+        _wait_until_gone(child.pid)
         child.wait()
         os.close(reading)
+
+
+def _wait_until_gone(group: int) -> None:
+    """Until no process of a killed group can hold a file any more: who asked for the job may remove its folder then."""
+    latest = time.monotonic() + _DYING_SECONDS
+    while any(state not in "ZX" for state, _ in _processes(group)) and time.monotonic() < latest:
+        time.sleep(0.002)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -223,15 +232,18 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _memory(group: int) -> int:
     """Resident bytes of all processes of a group."""
-    total = 0
+    return sum(resident for _, resident in _processes(group))
+
+
+def _processes(group: int) -> Iterator[tuple[str, int]]:
+    """State (a letter of proc(5)) and resident bytes of each process of a group."""
     page = os.sysconf("SC_PAGE_SIZE")
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
-            # The name in brackets may hold anything; the group is the third field after it, resident pages the 22nd.
+            # The name in brackets may hold anything; after it come state, parent, group, and as the 22nd the pages.
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if int(fields[2]) == group:
-                total += int(fields[21]) * page
-    return total
+                yield fields[0], int(fields[21]) * page
 
 
 def _death(child: subprocess.Popen[bytes]) -> str:
