@@ -168,7 +168,7 @@ def _tensors(
         for spec in specs.values():
             if spec.name not in names:
                 dims = _own_dims(spec, batching, batched)
-                row = {"name": spec.name, "data_type": f"TYPE_{spec.dtype}", "dims": dims}
+                row = {"name": spec.name, "data_type": spec.triton, "dims": dims}
                 # Triton has no empty dims: one value a sample is served as [1] and reshaped.
                 completed.append(row if dims else {**row, "dims": [1], "reshape": {"shape": []}})
     return completed
@@ -185,7 +185,7 @@ def _own_dims(spec: TensorSpec, batching: Batching, batched: bool) -> list[int]:
 
 
 def _dtype(label: str, side: str, tensor: Mapping[str, Any], spec: TensorSpec) -> str:
-    own = f"TYPE_{spec.dtype}"
+    own = spec.triton
     written = tensor.get("data_type", "TYPE_INVALID")
     if written not in ("TYPE_INVALID", own):
         raise ConfigError(

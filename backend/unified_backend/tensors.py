@@ -47,7 +47,11 @@ DATA_TYPES = tuple(
         ("BF16", 16, "bfloat16", np.uint16),
     )
 )
-_BY_NAME = {name: row for row in DATA_TYPES for name in (row.triton, f"TYPE_{row.triton}", row.onnx, row.onnxruntime)}
+# A string that is no text: an encoded image, for example. ONNX has no such type; Triton's TYPE_STRING is both.
+_BYTES = DataType("BYTES", 0, "", np.dtype(np.object_))
+_BY_NAME = {"BYTES": _BYTES} | {
+    name: row for row in DATA_TYPES for name in (row.triton, f"TYPE_{row.triton}", row.onnx, row.onnxruntime)
+}
 
 
 def data_type(name: str | int) -> DataType | None:
@@ -61,7 +65,7 @@ class TensorSpec:
 
     Attributes:
         name: as the model spells it.
-        dtype: Triton's name without `TYPE_`, for example `FP32`.
+        dtype: Triton's name without `TYPE_`, for example `FP32`; BYTES for a TYPE_STRING that is not text.
         shape: an int for a fixed dimension, a str for a named symbolic one, None for an unnamed one; None in place of
             the tuple if even the rank is unknown.
     """
@@ -76,6 +80,11 @@ class TensorSpec:
         row = data_type(self.dtype)
         assert row is not None
         return row.numpy
+
+    @property
+    def triton(self) -> str:
+        """The data type as config.pbtxt has it."""
+        return "TYPE_STRING" if self.dtype == "BYTES" else f"TYPE_{self.dtype}"
 
     @property
     def dims(self) -> list[int]:

@@ -79,7 +79,7 @@ class Executor:
         self._batched = plan.max_batch_size > 0
         self._tensor, self._response = pb_utils.Tensor, pb_utils.InferenceResponse
         single = len(self._inputs) == len(plan.outputs) == 1 and all(
-            spec.shape and spec.dtype not in ("STRING", "BF16")
+            spec.shape and spec.dtype not in ("STRING", "BYTES", "BF16")
             for spec in (*self._inputs.values(), *self._outputs.values())
         )
         self._answer = self._answer_single if single and not plan.slow else self._answer_any
@@ -236,7 +236,7 @@ class Executor:
 
     def _joined(self, name: str, arrays: Sequence[Array], total: int) -> Array:
         """The arrays one below the other, in a buffer that the next batch uses again."""
-        if self._inputs[name].dtype == "STRING":
+        if self._inputs[name].numpy == object:
             return np.concatenate(arrays)
         key = (name, arrays[0].shape[1:])
         buffer = self._buffers.get(key)

@@ -89,7 +89,7 @@ class Large:
         self._shapes = {
             spec.name: spec.shape
             for spec in outputs
-            if spec.dtype not in ("STRING", "BF16")
+            if spec.dtype not in ("STRING", "BYTES", "BF16")
             and spec.shape
             and all(isinstance(size, int) or size in self._sources for size in spec.shape if size is not None)
             and None not in spec.shape

@@ -101,7 +101,7 @@ def _plan_key(loaded: Loaded, sample: Mapping[str, Array]) -> Key:
 def _numbers_only(loaded: Loaded) -> bool:
     """Whether no tensor needs a conversion, which joining would not save."""
     signature = loaded.runner.signature
-    return not any(spec.dtype in ("STRING", "BF16") for spec in (*signature.inputs, *signature.outputs))
+    return not any(spec.dtype in ("STRING", "BYTES", "BF16") for spec in (*signature.inputs, *signature.outputs))
 
 
 def _batch_sizes(asked: Sequence[int] | None, config: Mapping[str, Any], largest: int, one: float) -> list[int]:
