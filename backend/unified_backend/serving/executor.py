@@ -236,7 +236,7 @@ class Executor:
 
     def _joined(self, name: str, arrays: Sequence[Array], total: int) -> Array:
         """The arrays one below the other, in a buffer that the next batch uses again."""
-        if self._inputs[name].numpy == object:
+        if self._inputs[name].numpy.kind == "O":
             return np.concatenate(arrays)
         key = (name, arrays[0].shape[1:])
         buffer = self._buffers.get(key)
