@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unified_backend.conversion.repair import for_every_engine
 from unified_backend.errors import SourceError
 from unified_backend.formats.onnx import read_model
 
-__all__ = ["RECIPE", "normalise"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["RECIPE", "normalise", "write_model"]
 
 RECIPE = 1  # part of the canonical model's key: raised when the same source would give other bytes
 
@@ -31,13 +35,26 @@ def normalise(source: Path, companions: Sequence[Path], folder: Path) -> list[st
     """
     model = read_model(source)
     if changes := for_every_engine(model):
-        _refuse_names_taken(source, companions)
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        for companion in companions:
-            copy = folder / companion.relative_to(source.parent)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(companion, copy)
+        write_model(model, source, companions, folder)
     return changes
+
+
+def write_model(model: onnx.ModelProto, source: Path, companions: Sequence[Path], folder: Path) -> None:
+    """Write a changed model into `folder` as `model.onnx`, with copies of the external data of the one it was made of.
+
+    Args:
+        source: the ONNX file that it was read from.
+        companions: the external data files of that one.
+
+    Raises:
+        SourceError: its data has the name of a file that the copy needs.
+    """
+    _refuse_names_taken(source, companions)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    for companion in companions:
+        copy = folder / companion.relative_to(source.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(companion, copy)
 
 
 def _refuse_names_taken(source: Path, companions: Sequence[Path]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from unified_backend.errors import UnifiedError
 from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
-__all__ = ["Built", "Canonical", "Engine", "Runner", "Threads", "builds_slowly"]
+__all__ = ["Built", "Canonical", "EachRunner", "Engine", "Runner", "Threads", "builds_slowly"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,31 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory; it is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class EachRunner(Runner, Protocol):
+    """A runner that takes several requests at once and keeps the answer or the error of each apart.
+
+    Its work is in two halves, so that one batch can be prepared while the engine runs another; each half is called by
+    one thread at a time.
+    """
+
+    def prepare(self, requests: Sequence[Mapping[str, Array]]) -> Any:
+        """What can be done of some requests before the engine is free.
+
+        Args:
+            requests: the inputs of each, as `run` takes them; together at most one batch.
+        """
+        ...
+
+    def finish(self, prepared: Any, outputs: Sequence[str]) -> list[dict[str, Array] | UnifiedError]:
+        """The outputs asked for of each request that was prepared, or why it has none; in their order.
+
+        Raises:
+            EngineError: none of them can be answered.
+        """
         ...
 
 
