@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +10,11 @@ from typing import Any
 
 from unified_backend.engines.device import DeviceRunner, Pending
 from unified_backend.serving.executor import Executor, Feeds
+from unified_backend.serving.sending import Sender
 from unified_backend.serving.transfer import device_tensor
 from unified_backend.tensors import Array
 
 __all__ = ["PipelinedExecutor"]
-
-logger = logging.getLogger(__name__)
 
 _WAITING = 2  # calls of `execute` that wait for the thread which starts batches; more would only hide a full GPU
 
@@ -60,8 +58,7 @@ class PipelinedExecutor:
         self._gpu_outputs = gpu_outputs
         self._calls: queue.Queue[Sequence[Any] | None] = queue.Queue(_WAITING)
         self._batches: queue.SimpleQueue[tuple[Sequence[_Member], Pending] | None] = queue.SimpleQueue()
-        self._in_flight = 0
-        self._counting = threading.Lock()
+        self._sender = Sender(pb_utils)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._start_batches, "unified-start"), (self._send_responses, "unified-send"))
@@ -72,10 +69,9 @@ class PipelinedExecutor:
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """The responses, or None: then they are sent when they are there."""
-        if self._at_once or (not self._in_flight and len(requests) == 1):
+        if self._at_once or (self._sender.idle and len(requests) == 1):
             return self._answer_now(requests)
-        with self._counting:
-            self._in_flight += len(requests)
+        self._sender.expect(len(requests))
         self._calls.put(requests)
         return None
 
@@ -179,27 +175,18 @@ class PipelinedExecutor:
                 try:
                     members.append(self._member(position, request))
                 except Exception as error:  # noqa: BLE001 - as above
-                    self._send(request, self._plain.failure(error))
+                    self._sender.send(request, self._plain.failure(error))
             for group in self._in_buckets(members):
                 try:
                     self._batches.put((group, self._started(group)))
                 except Exception as error:  # noqa: BLE001 - as above
                     for member in group:
-                        self._send(member.request, self._one_by_one(group, member, error))
+                        self._sender.send(member.request, self._one_by_one(group, member, error))
         self._batches.put(None)
 
     def _send_responses(self) -> None:
         while (batch := self._batches.get()) is not None:
             group, pending = batch
             for member, response in zip(group, self._responses(group, pending, copied=False), strict=True):
-                self._send(member.request, response)
+                self._sender.send(member.request, response)
             pending.release()
-
-    def _send(self, request: Any, response: Any) -> None:
-        try:
-            sender = request.get_response_sender()
-            sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        except Exception as error:  # noqa: BLE001 - the client is gone, or the server ends
-            logger.info('response not sent reason="%s"', error)
-        with self._counting:
-            self._in_flight -= 1

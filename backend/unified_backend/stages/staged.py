@@ -1,0 +1,263 @@
+"""An engine with what surrounds it, as one runner: pre-processing, the engine, post-processing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from unified_backend.engines import Runner
+from unified_backend.errors import RequestError, UnifiedError
+from unified_backend.stages import Rows, Stage
+from unified_backend.tensors import Array, Signature
+
+__all__ = ["Before", "Lookup", "StagedRunner"]
+
+logger = logging.getLogger(__name__)
+
+Feeds = Mapping[str, Array]
+Answer = dict[str, Array] | UnifiedError
+
+
+class Lookup(Protocol):
+    """An output that is looked up in a list by the values of others."""
+
+    sources: tuple[str, ...]
+
+    def __call__(self, arrays: Mapping[str, Array]) -> Array:
+        """The output, from the arrays of its sources."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """The stage before the engine.
+
+    Attributes:
+        feeds: output of the stage -> the engine's input that it becomes.
+    """
+
+    stage: Stage
+    feeds: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Requests that run together.
+
+    Attributes:
+        positions: of the requests, among those that were prepared.
+        sizes: samples of each.
+        feeds: the engine's inputs, one request below the other.
+    """
+
+    positions: Sequence[int]
+    sizes: Sequence[int]
+    feeds: Feeds
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """Requests whose pre-processing is done.
+
+    Attributes:
+        answers: the errors of those that failed in it, by position.
+    """
+
+    count: int
+    answers: Mapping[int, UnifiedError]
+    batches: Sequence[_Batch]
+
+
+class StagedRunner:
+    """Answers with an engine and the stages around it; see `EachRunner`.
+
+    Args:
+        runner: the engine.
+        signature: what requests bring and get.
+        batched: tensors have a batch dimension; else each request runs alone, as it is.
+        before: makes inputs of the engine.
+        lookups: output -> how it is looked up in what the engine gives.
+        after: makes the outputs of the engine's.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        signature: Signature,
+        batched: bool,
+        before: Before | None = None,
+        lookups: Mapping[str, Lookup] | None = None,
+        after: Stage | None = None,
+    ) -> None:
+        self.runner = runner
+        self.signature = signature
+        self._batched = batched
+        self._before, self._lookups, self._after = before, lookups or {}, after
+        self._stage_inputs = {spec.name for spec in before.stage.signature.inputs} if before else set()
+
+    def run(self, feeds: Feeds, outputs: Sequence[str], into: Feeds | None = None) -> list[Array]:
+        """The outputs for one request; see `Runner.run`."""
+        answer = self.finish(self.prepare([feeds]), outputs)[0]
+        if isinstance(answer, UnifiedError):
+            raise answer
+        for name, target in (into or {}).items():
+            np.copyto(target, answer[name])
+            answer[name] = target
+        return [answer[name] for name in outputs]
+
+    def prepare(self, requests: Sequence[Feeds]) -> _Prepared:
+        """Pre-process requests, those of equal shapes as one batch."""
+        answers: dict[int, UnifiedError] = {}
+        batches = []
+        for positions in self._groups(requests):
+            batch = self._prepared(requests, positions, answers)
+            if batch.positions:
+                batches.append(batch)
+        return _Prepared(len(requests), answers, batches)
+
+    def finish(self, prepared: _Prepared, outputs: Sequence[str]) -> list[Answer]:
+        """Run the engine and what follows on requests that were prepared."""
+        answers: dict[int, Answer] = dict(prepared.answers)
+        for batch in prepared.batches:
+            answers.update(self._answers(batch, outputs))
+        return [answers[position] for position in range(prepared.count)]
+
+    def close(self) -> None:
+        """Free the stages and the engine."""
+        if self._before:
+            self._before.stage.close()
+        if self._after:
+            self._after.close()
+        self.runner.close()
+
+    def _groups(self, requests: Sequence[Feeds]) -> list[list[int]]:
+        """Positions of requests that can be one batch: all rows of equal shapes."""
+        if not self._batched:
+            return [[position] for position in range(len(requests))]
+        groups: dict[object, list[int]] = {}
+        for position, feeds in enumerate(requests):
+            shapes = tuple((name, array.shape[1:]) for name, array in sorted(feeds.items()))
+            groups.setdefault(shapes, []).append(position)
+        return list(groups.values())
+
+    def _prepared(
+        self, requests: Sequence[Feeds], positions: Sequence[int], answers: dict[int, UnifiedError]
+    ) -> _Batch:
+        """The requests of a group that pass the stage before the engine; the errors of the others go to `answers`."""
+        sizes = [_samples(requests[position]) for position in positions]
+        joined = _joined([requests[position] for position in positions])
+        if self._before is None:
+            return _Batch(positions, sizes, joined)
+        taken = {name: array for name, array in joined.items() if name in self._stage_inputs}
+        try:
+            rows = self._before.stage.run(taken)
+        except UnifiedError as error:
+            if len(positions) == 1:
+                answers[positions[0]] = error
+                return _Batch((), (), {})
+            return self._one_by_one(requests, positions, answers)
+        kept, kept_sizes, given, passed = [], list[int](), list[int](), list[int]()
+        begin = beyond = 0
+        for position, size in zip(positions, sizes, strict=True):
+            failed = [sample for sample in range(begin, begin + size) if sample in rows.failed]
+            if failed:
+                answers[position] = _of_sample(rows.failed[failed[0]], failed[0] - begin, size)
+            else:
+                kept.append(position)
+                kept_sizes.append(size)
+                given += range(begin, begin + size)
+                passed += range(beyond, beyond + size)
+            begin += size
+            beyond += size - len(failed)
+        if not kept:
+            return _Batch((), (), {})
+        feeds = {name: _chosen(array, given) for name, array in joined.items() if name not in self._stage_inputs}
+        made = {into: _chosen(rows.arrays[name], passed) for name, into in self._before.feeds.items()}
+        return _Batch(kept, kept_sizes, feeds | made)
+
+    def _one_by_one(
+        self, requests: Sequence[Feeds], positions: Sequence[int], answers: dict[int, UnifiedError]
+    ) -> _Batch:
+        alone = [self._prepared(requests, [position], answers) for position in positions]
+        good = [batch for batch in alone if batch.positions]
+        if not good:
+            return _Batch((), (), {})
+        return _Batch(
+            [batch.positions[0] for batch in good],
+            [batch.sizes[0] for batch in good],
+            _joined([batch.feeds for batch in good]),
+        )
+
+    def _answers(self, batch: _Batch, outputs: Sequence[str]) -> dict[int, Answer]:
+        """The answer to each request of a batch; one that fails is run again by requests, so that the culprit fails."""
+        try:
+            arrays = self._outputs(batch.feeds, outputs)
+        except Exception as error:
+            if len(batch.positions) > 1:
+                logger.info('batch run one by one requests=%d reason="%s"', len(batch.positions), error)
+                return self._answers_alone(batch, outputs)
+            if not isinstance(error, UnifiedError):
+                raise
+            return {batch.positions[0]: error}
+        if len(batch.positions) == 1:
+            failed = arrays.failed
+            whole: Answer = (
+                _of_sample(failed[min(failed)], min(failed), batch.sizes[0]) if failed else {**arrays.arrays}
+            )
+            return {batch.positions[0]: whole}
+        total = sum(batch.sizes)
+        if arrays.failed or any(array.shape[:1] != (total,) for array in arrays.arrays.values()):
+            return self._answers_alone(batch, outputs)
+        answers: dict[int, Answer] = {}
+        begin = 0
+        for position, size in zip(batch.positions, batch.sizes, strict=True):
+            answers[position] = {name: array[begin : begin + size] for name, array in arrays.arrays.items()}
+            begin += size
+        return answers
+
+    def _answers_alone(self, batch: _Batch, outputs: Sequence[str]) -> dict[int, Answer]:
+        answers: dict[int, Answer] = {}
+        begin = 0
+        for position, size in zip(batch.positions, batch.sizes, strict=True):
+            own = {name: array[begin : begin + size] for name, array in batch.feeds.items()}
+            answers |= self._answers(_Batch([position], [size], own), outputs)
+            begin += size
+        return answers
+
+    def _outputs(self, feeds: Feeds, outputs: Sequence[str]) -> Rows:
+        """What is asked for, from the engine's inputs."""
+        if self._after:
+            names = [spec.name for spec in self._after.signature.inputs]
+            rows = self._after.run(dict(zip(names, self.runner.run(feeds, names), strict=True)))
+            return Rows({name: rows.arrays[name] for name in outputs}, rows.failed)
+        sources = [name for output in outputs if output in self._lookups for name in self._lookups[output].sources]
+        names = list(dict.fromkeys([*(name for name in outputs if name not in self._lookups), *sources]))
+        arrays = dict(zip(names, self.runner.run(feeds, names), strict=True))
+        return Rows({name: self._lookups[name](arrays) if name in self._lookups else arrays[name] for name in outputs})
+
+
+def _samples(feeds: Feeds) -> int:
+    array = next(iter(feeds.values()))
+    return len(array) if array.shape else 1
+
+
+def _joined(requests: Sequence[Feeds]) -> Feeds:
+    """The arrays of requests, one below the other."""
+    if len(requests) == 1:
+        return requests[0]
+    return {name: np.concatenate([feeds[name] for feeds in requests]) for name in requests[0]}
+
+
+def _chosen(array: Array, rows: Sequence[int]) -> Array:
+    """Some rows of an array, in ascending order; the array itself where it is all of them."""
+    return array if len(rows) == len(array) else array[list(rows)]
+
+
+def _of_sample(error: RequestError, sample: int, samples: int) -> UnifiedError:
+    """An error of a sample, with the sample's place in its own request; what it was in the batch says nothing."""
+    where = f"sample {sample} of {samples}: " if samples > 1 else ""
+    return RequestError(f"{where}{error.what}", error.why, error.do)
