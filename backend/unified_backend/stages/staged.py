@@ -12,7 +12,7 @@ import numpy as np
 from unified_backend.engines import Runner
 from unified_backend.errors import RequestError, UnifiedError
 from unified_backend.stages import Rows, Stage
-from unified_backend.tensors import Array, Signature
+from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["Before", "Lookup", "StagedRunner"]
 
@@ -29,6 +29,10 @@ class Lookup(Protocol):
 
     def __call__(self, arrays: Mapping[str, Array]) -> Array:
         """The output, from the arrays of its sources."""
+        ...
+
+    def spec(self, outputs: Sequence[TensorSpec]) -> TensorSpec:
+        """Of the output, from those of the engine."""
         ...
 
 
