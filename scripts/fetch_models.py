@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 MODELS = (
     ("rapidocr_onnxruntime", "models/ch_PP-OCRv4_det_infer.onnx", "ocr_detection.unified/1/PP-OCRv4_det"),
     ("rapidocr_onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx", "ocr_recognition/1/model.onnx"),
+    ("rapidocr_onnxruntime", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx", "ocr_direction/1/model.onnx"),
     ("magika", "models/standard_v3_3/model.onnx", "file_type.unified/1/magika"),
     ("magika", "models/standard_v3_3/config.min.json", "file_type.unified/labels.json"),
 )
