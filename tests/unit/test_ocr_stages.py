@@ -1,0 +1,194 @@
+"""The stages between PP-OCR's three models, with ONNX Runtime in their place: what rapidocr reads, they read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import skimage.data
+from PIL import Image
+from unified_backend.errors import RequestError
+from unified_backend.stages.python_function import python_stage
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = {
+    "detection": "ocr_detection.unified/1/PP-OCRv4_det",
+    "direction": "ocr_direction/1/model.onnx",
+    "recognition": "ocr_recognition/1/model.onnx",
+}
+ANSWERS = json.loads((ROOT / "tests/data/ocr/rapidocr.json").read_text(encoding="utf-8"))["answers"]
+PAGE = skimage.data.page()
+PHOTOGRAPHS = {
+    "page": PAGE,
+    "upside down": PAGE[::-1, ::-1],
+    "standing": np.rot90(PAGE),
+    "one line": np.where((np.arange(len(PAGE)) // 30 == 2)[:, None], PAGE, np.uint8(160)),
+    "figures": skimage.data.text(),
+    "no text": skimage.data.coffee(),
+}
+
+
+class Reader:
+    """The whole chain, step by step as a pipeline has it."""
+
+    def __init__(self) -> None:
+        names = ("prepare", "boxes", "crops", "turn", "text")
+        self.stages = {name: python_stage(ROOT / "ensembles/ocr" / f"{name}.py", "ocr") for name in names}
+        self.models = {
+            name: onnxruntime.InferenceSession((ROOT / "model_repository" / place).read_bytes())
+            for name, place in MODELS.items()
+        }
+        written = self.models["recognition"].get_modelmeta().custom_metadata_map["character"]
+        self.characters = ["", *written.split("\n"), " "]
+
+    def read(self, encoded: bytes) -> dict[str, np.ndarray]:
+        """text, score and boxes."""
+        prepared = self.stage("prepare", encoded=np.array([[encoded]], object))
+        found = self.stage("boxes", map=self.model("detection", prepared["x"]), image=prepared["image"])
+        cut = self.stage("crops", image=prepared["image"], boxes=found["boxes"])
+        turned = self.model("direction", cut["small"])
+        upright = self.stage("turn", lines=cut["lines"], widths=cut["widths"], turned=turned)
+        read, confidence = self.decode(self.model("recognition", upright["lines"]))
+        return self.stage("text", boxes=found["boxes"], text=read, confidence=confidence)
+
+    def stage(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
+        """What a stage makes, held to what it declares."""
+        return dict(self.stages[name].run(feeds).arrays)
+
+    def model(self, name: str, x: np.ndarray) -> np.ndarray:
+        """The network's answer; it need not take an empty batch, as a pipeline does not ask it then."""
+        session = self.models[name]
+        if len(x):
+            return session.run(None, {"x": x})[0]
+        return np.zeros(
+            (0, *session.run(None, {"x": np.zeros((1, *x.shape[1:]), np.float32)})[0].shape[1:]), np.float32
+        )
+
+    def decode(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Greedy CTC: strings [M, 1] and mean confidences [M]."""
+        strings, confidences = [], []
+        for best, surest in zip(steps.argmax(2), steps.max(2), strict=True):
+            kept = (best > 0) & np.append(True, best[1:] != best[:-1])
+            strings.append("".join(self.characters[i] for i in best[kept]))
+            confidences.append(surest[kept].mean() if kept.any() else 0)
+        return np.array(strings, object).reshape(-1, 1), np.array(confidences, np.float32)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    """One for all tests."""
+    return Reader()
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_reads_what_the_package_reads(reader: Reader, name: str) -> None:
+    found = reader.read(encoded(PHOTOGRAPHS[name]))
+    wanted = ANSWERS[name]
+    assert list(found["text"]) == [line["text"] for line in wanted]
+    # OpenCV's fixed-point arithmetic and Clipper's whole pixels: a pixel of a corner, some hundredths of a score.
+    corners = np.array([line["box"] for line in wanted]).reshape(-1, 4, 2)
+    np.testing.assert_allclose(found["boxes"], corners, atol=1)
+    np.testing.assert_allclose(found["score"], [line["score"] for line in wanted], atol=0.1)
+
+
+def test_an_empty_photograph_has_no_lines(reader: Reader) -> None:
+    found = reader.read(encoded(np.full((200, 300, 3), 230, np.uint8)))
+    assert {name: array.shape for name, array in found.items()} == {"text": (0,), "score": (0,), "boxes": (0, 4, 2)}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 4000, 3), (2100, 5, 3)])
+def test_photographs_of_odd_sizes_are_answered(reader: Reader, shape: tuple[int, ...]) -> None:
+    assert len(reader.read(encoded(np.zeros(shape, np.uint8)))["text"]) == 0
+
+
+def test_a_large_photograph_is_looked_at_smaller_and_cut_from_as_it_is(reader: Reader) -> None:
+    large = np.array(Image.fromarray(PAGE).resize((384 * 6, 191 * 6)))
+    prepared = reader.stage("prepare", encoded=np.array([[encoded(large)]], object))
+    assert prepared["image"].shape == (1, *large.shape, 3)
+    assert max(prepared["x"].shape) <= 2000
+    found = reader.read(encoded(large))
+    assert "Let us first determine markers of the coins and the" in list(found["text"])
+    assert found["boxes"].max() > 2000
+
+
+def test_a_photograph_is_turned_as_its_camera_says(reader: Reader) -> None:
+    content = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(np.ascontiguousarray(PAGE[::-1, ::-1])).save(content, "PNG", exif=exif)
+    assert list(reader.read(content.getvalue())["text"]) == [line["text"] for line in ANSWERS["page"]]
+
+
+@pytest.mark.parametrize("cut", [0, 20, 2000])
+def test_what_is_no_whole_image_is_the_requests_fault(reader: Reader, cut: int) -> None:
+    with pytest.raises(RequestError, match=r"prepare\.py refused the input"):
+        reader.stage("prepare", encoded=np.array([[encoded(PAGE)[:cut]]], object))
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(reader: Reader) -> None:
+    content = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(content, "PNG")
+    with pytest.raises(RequestError, match="9000 x 9000 pixels"):
+        reader.stage("prepare", encoded=np.array([[content.getvalue()]], object))
+
+
+def test_only_the_line_that_is_upside_down_is_turned_and_its_padding_stays_behind(reader: Reader) -> None:
+    lines = np.random.default_rng(0).normal(size=(3, 3, 48, 320)).astype(np.float32)
+    widths = np.array([320, 100, 40], np.int32)
+    for i, width in enumerate(widths):
+        lines[i, ..., width:] = 0
+    before = lines.copy()
+    turned = np.array([[0.95, 0.05], [0.05, 0.95], [0.15, 0.85]], np.float32)
+    upright = reader.stage("turn", lines=lines, widths=widths, turned=turned)["lines"]
+    np.testing.assert_array_equal(upright[[0, 2]], before[[0, 2]])
+    np.testing.assert_array_equal(upright[1, :, ::-1, :100][..., ::-1], before[1, ..., :100])
+    assert not upright[1, ..., 100:].any()
+    np.testing.assert_array_equal(lines, before)
+
+
+def test_lines_that_are_not_sure_are_left_out(reader: Reader) -> None:
+    boxes = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+    read = np.array([["a"], ["b"], ["ü"]], object)
+    found = reader.stage("text", boxes=boxes, text=read, confidence=np.array([0.5, 0.49, 0.9], np.float32))
+    assert list(found["text"]) == ["a", "ü"]
+    np.testing.assert_array_equal(found["boxes"], boxes[[0, 2]])
+
+
+def test_a_slanting_line_is_found_with_its_angle(reader: Reader) -> None:
+    y, x = np.mgrid[:320, :320]
+    angle = np.deg2rad(30)
+    along, beside = (
+        (x - 160) * np.cos(angle) + (y - 160) * np.sin(angle),
+        (y - 160) * np.cos(angle) - (x - 160) * np.sin(angle),
+    )
+    core = ((abs(along) <= 100) & (abs(beside) <= 10)).astype(np.float32)
+    found = reader.stage("boxes", map=core[None, None] * 0.9, image=np.zeros((1, 640, 640, 3), np.uint8))
+    assert found["scores"] == pytest.approx([0.8], abs=0.1)  # 0.9, and less at the rim
+    corners = found["boxes"][0]
+    across = corners[1] - corners[0]
+    assert np.rad2deg(np.arctan2(across[1], across[0])) == pytest.approx(30, abs=1)
+    high, wide = 22, 202  # in pixels of the map, with the one that the mask grows by
+    grown = (
+        wide * high * 1.6 / (2 * (wide + high))
+    )  # area x ratio / perimeter, on each side; the image is twice as large
+    assert np.linalg.norm(across) == pytest.approx(2 * (wide + 2 * grown), rel=0.03)
+    assert np.linalg.norm(corners[3] - corners[0]) == pytest.approx(2 * (high + 2 * grown), rel=0.03)
+
+
+def test_lines_are_read_from_top_to_bottom_and_in_a_row_from_left_to_right(reader: Reader) -> None:
+    core = np.zeros((320, 320), np.float32)
+    for top, left in ((200, 20), (53, 180), (50, 20)):
+        core[top : top + 12, left : left + 100] = 1
+    found = reader.stage("boxes", map=core[None, None], image=np.zeros((1, 320, 320, 3), np.uint8))
+    assert [tuple(box[0] > 150) for box in found["boxes"]] == [(False, False), (True, False), (False, True)]
+
+
+def encoded(image: np.ndarray) -> bytes:
+    """As a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(content, "PNG")
+    return content.getvalue()
