@@ -20,14 +20,17 @@ dev=build/dev.lock
 [ ! -f requirements.lock ] || cp requirements.lock "$dev"
 compile "$@" --extra cpu --extra fleet --extra server --extra demo --extra test --output-file "$dev" \
     pyproject.toml requirements/build.in requirements/lint.in
-{ cat "$dev" && compile --no-deps --no-header requirements/no-deps.in; } >requirements.lock
+{ cat "$dev" && compile --no-deps --no-header requirements/no-deps.in requirements/dali.in; } >requirements.lock
 
 compile "$@" --no-deps --output-file requirements/perf-analyzer.lock requirements/perf-analyzer.in
 
 # The image's Python is 3.12, and its server takes NumPy 2.
 for extra in cpu gpu; do
-    PYTHON_VERSION=3.12 compile "$@" --extra "$extra" --extra fleet --output-file "requirements/image-$extra.lock" \
+    cp "requirements/image-$extra.lock" "build/image-$extra.lock"
+    PYTHON_VERSION=3.12 compile "$@" --extra "$extra" --extra fleet --output-file "build/image-$extra.lock" \
         pyproject.toml requirements/build.in
+    { cat "build/image-$extra.lock" && PYTHON_VERSION=3.12 compile --no-deps --no-header requirements/dali.in; } \
+        >"requirements/image-$extra.lock"
 done
 
 # Of each toolchain the lock is data of the package: it is what `triton-unified toolchain install` installs.

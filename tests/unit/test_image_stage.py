@@ -1,0 +1,251 @@
+"""The stage `image` on real photographs, against Pillow and NumPy, and on files that are none."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from photographs import IMAGENET, column, cropped, encoded, letterboxed, photographs, pixels, resized
+from PIL import Image
+from unified_backend.errors import ConfigError, RequestError
+from unified_backend.stages.expression import parse
+from unified_backend.stages.image import ImageStage, image_stage
+from unified_backend.tensors import Array, TensorSpec
+
+FILES = photographs()
+NCHW, NHWC, OPEN = (None, 3, 224, 224), (None, 224, 224, 3), (None, 3, None, None)
+MEAN, STD = map(np.array, IMAGENET)
+
+
+def stage(text: str, shape: Any = NCHW, dtype: str = "FP32", encoded: bool = True, most: int = 8) -> ImageStage:
+    return image_stage(parse(text)[0], TensorSpec("x", dtype, shape), "image", encoded, most, 2, None, "m/1")
+
+
+def normal(picture: Array) -> Array:
+    return ((picture / 255 - MEAN) / STD).transpose(2, 0, 1)
+
+
+def inner(picture: Array) -> Array:
+    """Without the outermost pixels: beyond them DALI repeats the last one, and Pillow leaves out the weights."""
+    return picture[..., 1:-1, 1:-1] if picture.shape[0] == 3 else picture[1:-1, 1:-1]
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> ImageStage:
+    return stage("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "reference", "unit", "tolerance"),
+    [
+        ("imagenet", NCHW, lambda p: normal(cropped(p, 256, 224)), 1 / 255 / STD.min(), 1.01),
+        ("torchvision", NCHW, lambda p: normal(cropped(p, 232, 224)), 1 / 255 / STD.min(), 1.01),
+        ("imagenet(size=192)", OPEN, lambda p: normal(cropped(p, 219, 192)), 1 / 255 / STD.min(), 1.01),
+        ("letterbox", OPEN, lambda p: letterboxed(p, 640, 114).transpose(2, 0, 1) / 255, 1 / 255, 1.01),
+        ("letterbox(320, 0)", OPEN, lambda p: letterboxed(p, 320, 0).transpose(2, 0, 1) / 255, 1 / 255, 1.01),
+        ("image(crop=none, scale=1)", NHWC, lambda p: resized(p, (224, 224)), 1, 1.01),
+        ("image(mode=stretch, color=BGR, mean=(1, 2, 3), std=2, scale=1)", NHWC,
+         lambda p: (resized(p, (224, 224))[..., ::-1] - np.array([1.0, 2, 3])) / 2, 0.5, 1.01),
+        # Pillow keeps 8 bits between the two passes of a bicubic filter
+        ("efficientnet-lite", NHWC,
+         lambda p: (cropped(p, 256, 224, Image.Resampling.BICUBIC) - 127.0) / 128, 1 / 128, 5.01),
+    ],
+)  # fmt: skip
+def test_preset_equals_its_reference(
+    text: str, shape: Any, reference: Callable[[Array], Array], unit: float, tolerance: float
+) -> None:
+    made = stage(text, shape).run({"image": column(*FILES.values())})
+    assert not made.failed
+    for name, row in zip(FILES, made.arrays["x"], strict=True):
+        expected = reference(pixels(FILES[name]))
+        assert row.shape == expected.shape
+        assert np.abs(inner(row) - inner(expected)).max() <= tolerance * unit, name
+        assert np.abs(row - expected).mean() <= 0.25 * unit, name
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "tall"])
+def test_keras_presets(name: str) -> None:
+    # Where a nearest neighbour lies exactly between two pixels, as at 512 to 224, Pillow takes either.
+    near = resized(pixels(FILES[name]), (224, 224), Image.Resampling.NEAREST).astype(float)
+    tf = stage("keras-tf", NHWC).run({"image": column(FILES[name])}).arrays["x"][0]
+    np.testing.assert_allclose(tf, near / 127.5 - 1, atol=1e-5)
+    caffe = stage("keras-caffe", NHWC).run({"image": column(FILES[name])}).arrays["x"][0]
+    np.testing.assert_allclose(caffe, near[..., ::-1] - np.array([103.939, 116.779, 123.68]), atol=1e-4)
+
+
+def test_target_decides_layout_size_type_and_color() -> None:
+    half = stage("imagenet", (None, 160, 192, 3), "FP16").run({"image": column(FILES["coffee"])}).arrays["x"]
+    assert (half.shape, half.dtype) == ((1, 160, 192, 3), np.float16)
+    grey = stage("image(crop=none)", (None, 1, 28, 28), "UINT8").run({"image": column(FILES["camera"])}).arrays["x"]
+    expected = np.asarray(Image.open(io.BytesIO(FILES["camera"])).resize((28, 28), Image.Resampling.BILINEAR))
+    assert np.abs(inner(grey[0, 0].astype(int)) - inner(expected)).max() <= 1
+
+
+def test_decoded_images_give_what_their_files_give(imagenet: ImageStage) -> None:
+    raw = stage("imagenet", encoded=False)
+    pictures = np.stack([pixels(FILES["astronaut"]), pixels(FILES["camera"])])
+    made = raw.run({"image": pictures}).arrays["x"]
+    files = imagenet.run({"image": column(FILES["astronaut"], FILES["camera"])}).arrays["x"]
+    np.testing.assert_array_equal(made, files)
+    odd = raw.run({"image": pictures[:, :, :, :1]})
+    assert "[height, width, 3]" in odd.failed[0].why
+
+
+def test_any_batch_gives_what_single_images_give(imagenet: ImageStage) -> None:
+    files = list(FILES.values())
+    alone = np.concatenate([imagenet.run({"image": column(file)}).arrays["x"] for file in files])
+    for size in (3, 8, 1, 2, 7):
+        chosen = [row % len(files) for row in range(size)]
+        batch = imagenet.run({"image": column(*(files[row] for row in chosen))}).arrays["x"]
+        np.testing.assert_array_equal(batch, alone[chosen])
+
+
+def test_an_answer_stays_after_later_batches(imagenet: ImageStage) -> None:
+    first = imagenet.run({"image": column(FILES["astronaut"])}).arrays["x"]
+    kept = first.copy()
+    for name in ("coffee", "chelsea", "tall"):
+        imagenet.run({"image": column(FILES[name])})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_fit_keeps_the_ratio_and_gives_the_original_too() -> None:
+    fit = stage("image(fit=(400, 32), original=true)", OPEN)
+    for name, size in {"astronaut": (384, 384), "chelsea": (256, 384), "tall": (288, 160)}.items():
+        made = fit.run({"image": column(FILES[name])}).arrays
+        picture = pixels(FILES[name])
+        assert made["x"].shape[2:] == size
+        np.testing.assert_array_equal(made["x_original"][0], picture)
+        np.testing.assert_array_equal(made["x_shape"][0], picture.shape[:2])
+        assert np.abs(inner(made["x"][0].transpose(1, 2, 0) * 255) - inner(resized(picture, size))).max() <= 1.01
+    with pytest.raises(RequestError, match="different sizes are no batch"):
+        fit.run({"image": column(FILES["chelsea"], FILES["tall"])})
+
+
+def test_originals_of_a_batch_are_filled_up() -> None:
+    made = stage("imagenet(original=true)").run({"image": column(FILES["chelsea"], FILES["tall"])}).arrays
+    assert made["x_original"].shape == (2, 300, 451, 3)
+    assert made["x_shape"].tolist() == [[300, 451], [300, 171]]
+    np.testing.assert_array_equal(made["x_original"][1, :, :171], pixels(FILES["tall"]))
+    assert not made["x_original"][1, :, 171:].any()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_kinds_of_files_and_of_pixels(imagenet: ImageStage, kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = encoded(pixels(FILES["chelsea"]), kind, **options)
+    made, expected = (imagenet.run({"image": column(some)}).arrays["x"] for some in (file, FILES["chelsea"]))
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_the_camera_s_rotation_is_applied(imagenet: ImageStage) -> None:
+    picture, exif = Image.open(io.BytesIO(FILES["coffee"])), Image.Exif()
+    exif[274] = 6  # turn by 90 degrees
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif, quality=98)
+    turned = np.rot90(pixels(file.getvalue()), -1)
+    made = imagenet.run({"image": column(file.getvalue())}).arrays["x"][0]
+    assert np.abs(made - normal(cropped(turned, 256, 224))).max() <= 1.01 / 255 / STD.min()
+
+
+def bomb() -> bytes:
+    """A PNG of 20000 x 20000 black pixels in 60 kB."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer, rows = zlib.compressobj(9), bytes(20001 * 100)
+    content = b"".join(packer.compress(rows) for _ in range(200)) + packer.flush()
+    head = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+JPEG = FILES["astronaut"]
+BAD = {
+    "empty": (b"", "it is empty"),
+    "text": (b"no image at all", "begins with"),
+    "gif": (encoded(pixels(JPEG), "GIF"), "a GIF"),
+    "half a JPEG": (JPEG[: len(JPEG) // 2], "damaged or cut short"),
+    "100 bytes of a JPEG": (JPEG[:100], "a damaged JPEG"),
+    "half a PNG": (FILES["coffee"][:20000], "a damaged PNG"),
+    "20 bytes of a PNG": (FILES["coffee"][:20], "a damaged PNG"),
+    "bomb": (bomb(), "20000 x 20000 pixels"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_fails_alone(imagenet: ImageStage, case: str) -> None:
+    file, reason = BAD[case]
+    made = imagenet.run({"image": column(FILES["coffee"], file, FILES["chelsea"])})
+    assert list(made.failed) == [1]
+    error = made.failed[1]
+    assert 'input "image", image 1' in error.what
+    assert reason in error.why
+    assert "\n" not in str(error)
+    assert "nvidia" not in str(error)
+    good = imagenet.run({"image": column(FILES["coffee"], FILES["chelsea"])})
+    np.testing.assert_array_equal(made.arrays["x"], good.arrays["x"])
+    assert list(imagenet.run({"image": column(file)}).failed) == [0]
+
+
+def test_many_bad_files_among_good_ones(imagenet: ImageStage) -> None:
+    files = [file for file, _ in BAD.values()][:6]
+    made = imagenet.run({"image": column(*files, JPEG, FILES["tall"])})
+    assert sorted(made.failed) == list(range(6))
+    expected = imagenet.run({"image": column(JPEG, FILES["tall"])}).arrays["x"]
+    np.testing.assert_array_equal(made.arrays["x"], expected)
+
+
+def test_one_pixel_is_an_image(imagenet: ImageStage) -> None:
+    made = imagenet.run({"image": column(encoded(np.full((1, 1, 3), 200, np.uint8), "PNG"))})
+    expected = normal(np.full((224, 224, 3), 200))
+    np.testing.assert_allclose(made.arrays["x"][0], expected, atol=1e-5)
+
+
+def test_no_more_pixels_and_images_than_allowed() -> None:
+    small = stage("image(crop=none, max_pixels=200000)", most=2)
+    made = small.run({"image": column(FILES["tall"], FILES["astronaut"])})
+    assert "max_pixels allows 200000" in made.failed[1].why
+    with pytest.raises(RequestError, match="at most 2"):
+        small.run({"image": column(*[JPEG] * 3)})
+
+
+def test_an_image_smaller_than_the_crop_fails_alone() -> None:
+    made = stage("image(resize=none)").run({"image": column(FILES["tall"], JPEG)})
+    assert list(made.failed) == [0]
+    picture = pixels(JPEG)[144:368, 144:368]
+    np.testing.assert_allclose(made.arrays["x"][0], picture.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "dtype", "message"),
+    [
+        ("imagnet", NCHW, "FP32", 'no stage "imagnet".*imagenet'),
+        ("imagenet(sizes=224)", NCHW, "FP32", 'the option "sizes".*size'),
+        ("imagenet(layout=NCWH)", NCHW, "FP32", "layout must be one of NCHW, NHWC"),
+        ("imagenet(mean=(1, 2))", NCHW, "FP32", "mean must be one number or 3"),
+        ("imagenet(std=0)", NCHW, "FP32", "std must be one number, not 0"),
+        ("imagenet(resize=100)", NCHW, "FP32", "would be larger"),
+        ("imagenet(size=0)", NCHW, "FP32", "size must be"),
+        ("imagenet(224, 256)", NCHW, "FP32", "without a name"),
+        ("imagenet(size=200)", NCHW, "FP32", r"is \[-1, 3, 224, 224\]"),
+        ("imagenet(dtype=FP16)", NCHW, "FP32", "the input is FP32"),
+        ("imagenet", (None, 3, 224), "FP32", "3 dimensions"),
+        ("imagenet", (None, 7, 224, 224), "FP32", "7 channels"),
+        ("imagenet(color=GRAY)", NCHW, "FP32", "GRAY has 1"),
+        ("imagenet", NCHW, "INT64", "it is INT64"),
+        ("imagenet", NCHW, "UINT8", "raw pixels"),
+        ("image", OPEN, "FP32", "does not say a size"),
+        ("image(mode=fit)", OPEN, "FP32", "fit=.LONGEST_SIDE"),
+        ("image(interpolation=cubic)", NCHW, "FP32", "nearest, bilinear, bicubic, lanczos"),
+        ("image(max_pixels=many)", NCHW, "FP32", "max_pixels must be a whole number"),
+    ],
+)
+def test_wrong_calls_name_the_parameter_and_what_it_may_be(text: str, shape: Any, dtype: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        stage(text, shape, dtype)
+    assert '"preprocess"' in caught.value.what
