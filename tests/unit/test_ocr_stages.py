@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import skimage.data
 from PIL import Image
+from scipy import ndimage
 from unified_backend.errors import RequestError
 from unified_backend.stages.python_function import python_stage
 
@@ -177,6 +178,19 @@ def test_a_slanting_line_is_found_with_its_angle(reader: Reader) -> None:
     )  # area x ratio / perimeter, on each side; the image is twice as large
     assert np.linalg.norm(across) == pytest.approx(2 * (wide + 2 * grown), rel=0.03)
     assert np.linalg.norm(corners[3] - corners[0]) == pytest.approx(2 * (high + 2 * grown), rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_boxes_of_any_map_can_be_cut(reader: Reader, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(random.random((96, 160)), (2, 4))
+    image = random.integers(0, 255, (1, 61, 103, 3), np.uint8)
+    likely = np.clip(1.6 * (noise - noise.min()) / np.ptp(noise), 0, 1).astype(np.float32)
+    found = reader.stage("boxes", map=likely[None, None], image=image)
+    assert len(found["boxes"])
+    assert found["boxes"].min() >= 0
+    assert (found["boxes"].max((0, 1)) <= [102, 60]).all()
+    assert len(reader.stage("crops", image=image, boxes=found["boxes"])["lines"]) == len(found["boxes"])
 
 
 def test_lines_are_read_from_top_to_bottom_and_in_a_row_from_left_to_right(reader: Reader) -> None:
