@@ -1,0 +1,295 @@
+"""Post-processing composed onto graphs, run by ONNX Runtime, against the same thing written in NumPy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
+from unified_backend.errors import ConfigError
+from unified_backend.stages.expression import parse
+from unified_backend.stages.fragments import compose
+from unified_backend.tensors import Signature, TensorSpec
+
+NUMBERS = {"FP32": (TensorProto.FLOAT, np.float32), "FP16": (TensorProto.FLOAT16, np.float16)}
+
+
+class Answers:
+    """A model that gives its inputs back, with fragments behind its outputs."""
+
+    def __init__(self, shapes: dict[str, Sequence[int | str]], text: str, dtype="FP32", opset=18, metadata=None):
+        kind, self._numpy = NUMBERS[dtype]
+        graph = helper.make_graph(
+            [helper.make_node("Identity", [f"{name}_in"], [name]) for name in shapes],
+            "g",
+            [helper.make_tensor_value_info(f"{name}_in", kind, shape) for name, shape in shapes.items()],
+            [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        helper.set_model_props(model, metadata or {})
+        specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, shape in shapes.items())
+        inputs = tuple(TensorSpec(f"{name}_in", dtype, tuple(shape)) for name, shape in shapes.items())
+        self.made = compose(model, Signature(inputs, specs), parse(text), "net/1")
+        onnx.checker.check_model(self.made.model, full_check=True)
+        assert {node.domain for node in self.made.model.graph.node} <= {"", "ai.onnx"}
+        self._session = onnxruntime.InferenceSession(self.made.model.SerializeToString())
+
+    def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        feeds = {f"{name}_in": np.asarray(array, self._numpy) for name, array in arrays.items()}
+        specs = self.made.signature.outputs
+        found = dict(zip([spec.name for spec in specs], self._session.run(None, feeds), strict=True))
+        for spec in specs:
+            assert found[spec.name].dtype == spec.numpy
+            assert len(spec.shape) == found[spec.name].ndim
+            for size, got in zip(spec.shape, found[spec.name].shape, strict=True):
+                assert not isinstance(size, int) or size == got
+        return found | {name: rule(found) for name, rule in self.made.labels.items()}
+
+
+def softmax(x, axis=-1):
+    x = np.exp(x.astype(np.float64) - x.max(axis, keepdims=True))
+    return x / x.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18, 21])
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_softmax_and_topk(opset, dtype, batch):
+    x = np.random.default_rng(0).standard_normal((batch, 10))
+    found = Answers({"logits": ["N", 10]}, "softmax | topk(3)", dtype, opset)(logits=x)
+    expected = softmax(x.astype(NUMBERS[dtype][1]))
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :3]
+    assert list(found) == ["scores", "indices"]
+    tolerance = 1e-3 if dtype == "FP16" else 1e-6
+    np.testing.assert_allclose(found["scores"], np.take_along_axis(expected, order, 1), atol=tolerance)
+    if dtype == "FP32":
+        np.testing.assert_array_equal(found["indices"], order)
+
+
+def test_sigmoid_and_argmax_of_other_axes():
+    x = np.random.default_rng(1).standard_normal((2, 4, 5, 5))
+    mask = Answers({"mask": ["N", 4, "H", "W"]}, "argmax(axis=1)")(mask=x)
+    np.testing.assert_array_equal(mask["index"], x.argmax(1)[:, None])
+    found = Answers({"mask": ["N", 4, "H", "W"], "other": ["N", 2]}, "sigmoid(of=mask)")(mask=x, other=np.ones((2, 2)))
+    np.testing.assert_allclose(found["probabilities"], 1 / (1 + np.exp(-x)), atol=1e-6)
+    np.testing.assert_array_equal(found["other"], np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.txt", "cat\nhorse\ndog\n"),
+        ("labels.txt", "\ufeffcat\r\nhorse\r\ndog"),
+        ("labels.json", json.dumps(["cat", "horse", "dog"])),
+    ],
+)
+def test_labels_are_looked_up(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    scores = [[1, 5, 2], [9, 0, 1]]
+    found = Answers({"scores": ["N", 3]}, f'topk(2, labels="{path}")')(scores=scores)
+    assert found["labels"].tolist() == [["horse", "dog"], ["cat", "dog"]]
+    found = Answers({"scores": ["N", 3]}, f'argmax(labels="{path}")')(scores=scores)
+    assert found["label"].tolist() == [["horse"], ["cat"]]
+
+
+def overlap(one, others):
+    low, high = np.maximum(one[:2], others[:, :2]), np.minimum(one[2:], others[:, 2:])
+    common = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
+    return common / (np.prod(one[2:] - one[:2]) + areas - common)
+
+
+def suppressed(boxes, scores, iou, least, most):
+    """(score, class, box) of what stays, for boxes [M, 4] and scores [M, C]; the largest scores first."""
+    kept = []
+    for kind in range(scores.shape[1]):
+        left = [at for at in np.argsort(-scores[:, kind], kind="stable") if scores[at, kind] > least]
+        while left:
+            first, *left = left
+            kept.append((scores[first, kind], kind, first))
+            if left:
+                apart = overlap(boxes[first], boxes[left]) <= iou
+                left = [at for at, keep in zip(left, apart, strict=True) if keep]
+    return sorted(kept, key=lambda row: -row[0])[:most]
+
+
+def random_boxes(seed, batch, number, classes):
+    generator = np.random.default_rng(seed)
+    corners = generator.random((batch, number, 2)) * 80
+    boxes = np.concatenate([corners, corners + 5 + generator.random((batch, number, 2)) * 40], 2)
+    return boxes.astype(np.float32), generator.random((batch, number, classes)).astype(np.float32)
+
+
+def require_detections(found, boxes, scores, iou, least, most):
+    for row in range(len(boxes)):
+        expected = suppressed(boxes[row], scores[row], iou, least, most)
+        count = int(found["count"][row, 0])
+        assert count == len(expected)
+        np.testing.assert_allclose(found["scores"][row, :count], [one[0] for one in expected], atol=1e-6)
+        assert found["classes"][row, :count].tolist() == [one[1] for one in expected]
+        np.testing.assert_allclose(
+            found["boxes"][row, :count], boxes[row][[one[2] for one in expected]].reshape(-1, 4), rtol=1e-4, atol=1e-4
+        )
+        for name in ("boxes", "scores", "classes"):
+            assert not found[name][row, count:].any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.sampled_from([1, 2, 5]),
+    number=st.integers(1, 60),
+    classes=st.integers(1, 4),
+    iou=st.sampled_from([0.2, 0.5, 0.9]),
+    least=st.sampled_from([0.0, 0.3, 0.99]),
+)
+def test_nms_keeps_what_numpy_keeps(seed, batch, number, classes, iou, least):
+    boxes, scores = random_boxes(seed, batch, number, classes)
+    text = f"nms(boxes=b, scores=s, iou={iou}, score={least}, max=20, scores_last=true)"
+    answers = Answers({"b": ["N", number, 4], "s": ["N", number, classes]}, text)
+    require_detections(answers(b=boxes, s=scores), boxes, scores, iou, least, 20)
+
+
+@pytest.mark.parametrize("form", ["yxyx", "cxcywh", "xywh"])
+def test_nms_of_boxes_written_otherwise(form):
+    boxes, scores = random_boxes(3, 2, 30, 3)
+    low, high = boxes[..., :2], boxes[..., 2:]
+    written = {
+        "yxyx": boxes[..., [1, 0, 3, 2]],
+        "cxcywh": np.concatenate([(low + high) / 2, high - low], 2),
+        "xywh": np.concatenate([low, high - low], 2),
+    }[form]
+    text = f"nms(boxes=b, scores=s, format={form}, scores_last=false)"
+    answers = Answers({"b": ["N", "M", 4], "s": ["N", 3, "M"]}, text)
+    require_detections(answers(b=written, s=scores.transpose(0, 2, 1)), boxes, scores, 0.5, 0.25, 100)
+
+
+def test_nms_across_classes_gives_a_box_its_best_class_only():
+    boxes = np.float32([[[0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60]]])
+    scores = np.float32([[[0.9, 0.8], [0.1, 0.95], [0.5, 0.3]]])
+    found = Answers({"b": ["N", 3, 4], "s": ["N", 3, 2]}, "nms(boxes=b, scores=s, per_class=false, max=5)")(
+        b=boxes, s=scores
+    )
+    assert found["count"].tolist() == [[2]]
+    assert found["classes"][0, :2].tolist() == [1, 0]
+    np.testing.assert_allclose(found["scores"][0, :2], [0.95, 0.5])
+
+
+@pytest.mark.parametrize("version", [8, 5])
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_yolo_heads(version, dtype):
+    boxes, scores = random_boxes(4, 2, 40, 3)
+    boxes, scores = boxes.round(), (scores * 64).round() / 64  # exact in FP16 too
+    centred = np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], 2)
+    if version == 8:
+        head = np.concatenate([centred, scores], 2).transpose(0, 2, 1)
+        shape = ["N", 7, "M"]
+    else:
+        head = np.concatenate([centred, np.full((2, 40, 1), 0.5), scores], 2)
+        scores = scores / 2
+        shape = ["N", "M", 8]
+    found = Answers({"head": shape}, f"yolo({version}, score=0.2, max=30)", dtype)(head=head)
+    require_detections(found, boxes, scores, 0.5, 0.2, 30)
+
+
+def test_ssd_decodes_anchors(tmp_path):
+    boxes, scores = random_boxes(5, 2, 25, 3)
+    boxes = boxes / 128
+    anchors = np.random.default_rng(6).random((25, 4)).astype(np.float32) + 0.1
+    centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    given = np.concatenate([(centre - anchors[:, :2]) / anchors[:, 2:] / 0.1, np.log(size / anchors[:, 2:]) / 0.2], 2)
+    np.save(tmp_path / "anchors.npy", anchors)
+    text = f'ssd("{tmp_path / "anchors.npy"}", boxes=b, scores=s, background=0)'
+    with_background = np.concatenate([np.ones((2, 25, 1)), scores], 2)
+    answers = Answers({"b": ["N", 25, 4], "s": ["N", 25, 4]}, text)
+    require_detections(answers(b=given, s=with_background), boxes, scores, 0.5, 0.25, 100)
+
+
+def decoded(row, blank=0):
+    """(indices, mean of the largest values) of one sample's steps, by the definition."""
+    best = row.argmax(1)
+    kept = [at for at, one in enumerate(best) if one != blank and (at == 0 or best[at - 1] != one)]
+    return best[kept].tolist(), float(np.mean([row[at].max() for at in kept])) if kept else 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12), st.just(4)), elements=st.floats(0, 1, width=16)
+    )
+)
+def test_ctc_is_what_its_definition_says(x):
+    found = Answers({"steps": ["N", "T", 4]}, "ctc_greedy")(steps=x)
+    for row in range(len(x)):
+        indices, confidence = decoded(x[row])
+        assert found["lengths"][row, 0] == len(indices)
+        assert found["indices"][row].tolist() == indices + [-1] * (x.shape[1] - len(indices))
+        np.testing.assert_allclose(found["confidence"][row, 0], confidence, atol=1e-6)
+
+
+def test_ctc_reads_text_by_a_charset(tmp_path):
+    (tmp_path / "letters.txt").write_text("h\ni\n")
+    steps = np.eye(4)[[[0, 1, 1, 0, 2, 3, 1], [0, 0, 0, 0, 0, 0, 0]]]
+    by_file = Answers({"steps": ["N", "T", 4]}, f'ctc_greedy("{tmp_path / "letters.txt"}")')(steps=steps)
+    assert by_file["text"].tolist() == [["hi h"], [""]]
+    metadata = {"character": "h\ni\n \n"}
+    by_model = Answers({"steps": ["N", "T", 4]}, 'ctc_greedy("metadata:character")', metadata=metadata)(steps=steps)
+    assert by_model["text"].tolist() == [["hi h"], [""]]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text", "why"),
+    [
+        ({"y": ["N", 3]}, "softmx", "there are softmax.*Did you mean softmax"),
+        ({"y": ["N", 3]}, "topk(5)", "k is 5, and y has 3 classes"),
+        ({"y": ["N", 3]}, "topk(0)", "k is 0. Write a whole number of 1 or more"),
+        ({"y": ["N", 3]}, "topk(2, lables=x)", "it has no option lables. Did you mean labels"),
+        ({"y": ["N", 3]}, "topk(2, labels=nowhere.txt)", "labels is nowhere.txt, and there is no such file"),
+        ({"y": ["N", 3]}, "topk(1, k=2)", "k is given twice"),
+        ({"y": ["N", 3]}, "softmax(2)", "axis is 2"),
+        ({"y": ["N", 3]}, "softmax(of=z)", "of is z; the model gives y"),
+        ({"y": ["N", 3], "z": ["N", 3]}, "softmax", 'not said which output of is; the model gives y, z. Write of="y"'),
+        ({"y": ["N", 3]}, "ctc_greedy", r"Steps of classes have the shape \[N, T, C\]"),
+        ({"y": ["N", 5, 3]}, "ctc_greedy(blank=3)", "blank is 3, and there are 3 classes"),
+        ({"y": ["N", 5, 3]}, 'ctc_greedy("metadata:character")', "the model has no metadata character"),
+        ({"y": ["N", 5]}, "yolo", r"The head has \[N, 4 \+ C, M\]"),
+        ({"y": ["N", 4, 9]}, "yolo(8)", "Version 8 has 4 values before the classes"),
+        ({"y": ["N", 4, 9]}, "yolo(7)", "version is 7. Write one of 5, 8"),
+        ({"b": ["N", 9, 4], "s": ["N", 9]}, "nms(boxes=b, scores=s)", r"Name boxes \[N, M, 4\]"),
+        (
+            {"b": ["N", 9, 4], "s": ["N", 9, 2]},
+            "nms(boxes=b, scores=s, iou=1.5)",
+            "iou is 1.5. Write a number from 0 to 1",
+        ),
+        ({"b": ["N", 9, 4], "s": ["N", 9, 2]}, "ssd(boxes=b, scores=s)", "anchors is not given"),
+    ],
+)
+def test_what_does_not_fit_is_named(shapes, text, why):
+    with pytest.raises(ConfigError, match=why) as caught:
+        Answers(shapes, text)
+    assert 'parameter "postprocess"' in str(caught.value)
+
+
+def test_labels_that_are_too_few(tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    with pytest.raises(ConfigError, match=r"labels.txt has 2 labels, and the model 3 classes"):
+        Answers({"y": ["N", 3]}, f'topk(2, labels="{tmp_path / "labels.txt"}")')
+
+
+def test_names_of_the_graph_are_not_taken_twice():
+    found = Answers({"scores": ["N", 3], "indices": ["N", 2]}, "topk(2, of=scores)")(
+        scores=[[1, 5, 2]], indices=[[7, 8]]
+    )
+    assert found["indices"].tolist() == [[7, 8]]
+    assert {name: array.tolist() for name, array in found.items() if name != "indices"} == {
+        "scores_1": [[5, 2]],
+        "indices_1": [[1, 2]],
+    }
