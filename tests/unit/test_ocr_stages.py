@@ -7,13 +7,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import skimage.data
 from PIL import Image
 from scipy import ndimage
 from unified_backend.errors import RequestError
+from unified_backend.stages.expression import parse
+from unified_backend.stages.fragments import compose
 from unified_backend.stages.python_function import python_stage
+from unified_backend.tensors import Signature, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = {
@@ -42,9 +46,17 @@ class Reader:
         self.models = {
             name: onnxruntime.InferenceSession((ROOT / "model_repository" / place).read_bytes())
             for name, place in MODELS.items()
+            if name != "recognition"
         }
-        written = self.models["recognition"].get_modelmeta().custom_metadata_map["character"]
-        self.characters = ["", *written.split("\n"), " "]
+        recogniser = onnx.load(ROOT / "model_repository" / MODELS["recognition"])
+        signature = Signature(
+            (TensorSpec("x", "FP32", (None, 3, 48, None)),),
+            (TensorSpec("softmax_11.tmp_0", "FP32", (None, None, 6625)),),
+        )
+        composed = compose(recogniser, signature, parse('ctc_greedy(charset="metadata:character")'), "recognition")
+        self.recogniser = onnxruntime.InferenceSession(composed.model.SerializeToString())
+        self.outputs = [spec.name for spec in composed.signature.outputs]
+        self.look_up = composed.labels["text"]
 
     def read(self, encoded: bytes) -> dict[str, np.ndarray]:
         """text, score and boxes."""
@@ -53,7 +65,7 @@ class Reader:
         cut = self.stage("crops", image=prepared["image"], boxes=found["boxes"])
         turned = self.model("direction", cut["small"])
         upright = self.stage("turn", lines=cut["lines"], widths=cut["widths"], turned=turned)
-        read, confidence = self.decode(self.model("recognition", upright["lines"]))
+        read, confidence = self.recognise(upright["lines"])
         return self.stage("text", boxes=found["boxes"], text=read, confidence=confidence)
 
     def stage(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
@@ -69,14 +81,12 @@ class Reader:
             (0, *session.run(None, {"x": np.zeros((1, *x.shape[1:]), np.float32)})[0].shape[1:]), np.float32
         )
 
-    def decode(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Greedy CTC: strings [M, 1] and mean confidences [M]."""
-        strings, confidences = [], []
-        for best, surest in zip(steps.argmax(2), steps.max(2), strict=True):
-            kept = (best > 0) & np.append(True, best[1:] != best[:-1])
-            strings.append("".join(self.characters[i] for i in best[kept]))
-            confidences.append(surest[kept].mean() if kept.any() else 0)
-        return np.array(strings, object).reshape(-1, 1), np.array(confidences, np.float32)
+    def recognise(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Strings [M, 1] and confidences [M, 1]."""
+        if not len(lines):
+            return np.zeros((0, 1), object), np.zeros((0, 1), np.float32)
+        arrays = dict(zip(self.outputs, self.recogniser.run(self.outputs, {"x": lines}), strict=True))
+        return self.look_up(arrays), arrays["confidence"]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +164,7 @@ def test_only_the_line_that_is_upside_down_is_turned_and_its_padding_stays_behin
 def test_lines_that_are_not_sure_are_left_out(reader: Reader) -> None:
     boxes = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
     read = np.array([["a"], ["b"], ["ü"]], object)
-    found = reader.stage("text", boxes=boxes, text=read, confidence=np.array([0.5, 0.49, 0.9], np.float32))
+    found = reader.stage("text", boxes=boxes, text=read, confidence=np.array([[0.5], [0.49], [0.9]], np.float32))
     assert list(found["text"]) == ["a", "ü"]
     np.testing.assert_array_equal(found["boxes"], boxes[[0, 2]])
 
