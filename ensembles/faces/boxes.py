@@ -17,7 +17,7 @@ MOST_CERTAIN = 80.0  # beyond it exp() overflows in FP32
 
 @stage(
     inputs={"regressors": "FP32[1,2304,16]", "classificators": "FP32[1,2304,1]", "image": "UINT8[1,-1,-1,3]"},
-    outputs={"boxes": "FP32[-1,4]", "scores": "FP32[-1]"},
+    outputs={"boxes": "FP32[-1,4]", "scores": "FP32[-1,1]"},
 )
 def boxes(regressors, classificators, image):
     """Left, top, right, bottom [M, 4] in pixels of the image, the surest first, and scores [M]."""
@@ -34,7 +34,7 @@ def boxes(regressors, classificators, image):
     border = (size.max() - size) / 2
     corners = np.clip(merged.reshape(-1, 2, 2) * size.max() - border, 0, size)
     within = np.all(corners[:, 1] > corners[:, 0], 1)
-    return corners[within].reshape(-1, 4).astype(np.float32), sure[within].astype(np.float32)
+    return corners[within].reshape(-1, 4).astype(np.float32), sure[within].astype(np.float32)[:, None]
 
 
 def anchors() -> np.ndarray:

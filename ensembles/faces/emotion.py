@@ -12,8 +12,9 @@ LABELS = np.array(
 
 @stage(
     inputs={"probabilities": "FP32[-1,7]"},
-    outputs={"label": "STRING[-1]", "score": "FP32[-1]"},
+    outputs={"label": "STRING[-1,1]", "score": "FP32[-1,1]"},
 )
 def emotion(probabilities):
-    """The likeliest label [M] and its probability [M]."""
-    return LABELS[probabilities.argmax(1)], probabilities.max(1, initial=0)
+    """The likeliest label [M, 1] and its probability [M, 1]."""
+    best = probabilities.argmax(1)[:, None]
+    return LABELS[best], np.take_along_axis(probabilities, best, 1)

@@ -22,10 +22,10 @@ LATE = HOP / RATE * (FRAMES - WINDOW / HOP) + 0.0018  # seconds that each window
 
 @stage(
     inputs={"note": "FP32[-1,172,88]", "onset": "FP32[-1,172,88]", "length": "INT64[1,1]"},
-    outputs={"start": "FP32[-1]", "end": "FP32[-1]", "pitch": "INT32[-1]", "amplitude": "FP32[-1]"},
+    outputs={"start": "FP32[-1,1]", "end": "FP32[-1,1]", "pitch": "INT32[-1,1]", "amplitude": "FP32[-1,1]"},
 )
 def notes(note, onset, length):
-    """Start and end in seconds, MIDI pitch and amplitude (0 to 1), [M] each, by start and pitch.
+    """Start and end in seconds, MIDI pitch and amplitude (0 to 1), [M, 1] each, by start and pitch.
 
     Args:
         note: how surely each key sounds.
@@ -41,10 +41,10 @@ def notes(note, onset, length):
     seconds = frames * (HOP / RATE) - LATE * (frames // FRAMES)
     loud = [sounding[begin:end, key].mean() for begin, end, key in zip(begins, ends, keys, strict=True)]
     return (
-        seconds[begins].astype(np.float32),
-        seconds[ends].astype(np.float32),
-        (keys + LOWEST).astype(np.int32),
-        np.array(loud, np.float32),
+        seconds[begins].astype(np.float32)[:, None],
+        seconds[ends].astype(np.float32)[:, None],
+        (keys + LOWEST).astype(np.int32)[:, None],
+        np.array(loud, np.float32)[:, None],
     )
 
 

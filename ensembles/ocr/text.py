@@ -9,10 +9,10 @@ SURE = 0.5  # text_score of rapidocr-onnxruntime 1.4.4
 
 
 @stage(
-    inputs={"boxes": "FP32[-1,4,2]", "text": "STRING[-1,1]", "confidence": "FP32[-1,1]"},
-    outputs={"text": "STRING[-1]", "score": "FP32[-1]", "boxes": "FP32[-1,4,2]"},
+    inputs={"found": "FP32[-1,4,2]", "read": "STRING[-1,1]", "confidence": "FP32[-1,1]"},
+    outputs={"text": "STRING[-1,1]", "score": "FP32[-1,1]", "boxes": "FP32[-1,4,2]"},
 )
-def text(boxes, text, confidence):
-    """Strings [K], their confidences [K] and corners [K, 4, 2] of the lines that stay."""
-    kept = np.flatnonzero(confidence[:, 0] >= SURE)
-    return text[kept, 0], confidence[kept, 0], boxes[kept]
+def text(found, read, confidence):
+    """Strings [K, 1], their confidences [K, 1] and corners [K, 4, 2] of the lines that stay."""
+    kept = np.flatnonzero(confidence >= SURE)
+    return read[kept], confidence[kept], found[kept]

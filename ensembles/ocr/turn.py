@@ -10,7 +10,7 @@ SURE = 0.9  # that a line is upside down (cls_thresh of rapidocr-onnxruntime 1.4
 
 @stage(
     inputs={"lines": "FP32[-1,3,48,-1]", "widths": "INT32[-1]", "turned": "FP32[-1,2]"},
-    outputs={"lines": "FP32[-1,3,48,-1]"},
+    outputs={"upright": "FP32[-1,3,48,-1]"},
 )
 def turn(lines, widths, turned):
     """Lines [M, 3, 48, W]: those turned by 180 degrees that are upside down; `turned` is for 0 and for 180 degrees."""

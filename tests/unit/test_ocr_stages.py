@@ -65,8 +65,8 @@ class Reader:
         cut = self.stage("crops", image=prepared["image"], boxes=found["boxes"])
         turned = self.model("direction", cut["small"])
         upright = self.stage("turn", lines=cut["lines"], widths=cut["widths"], turned=turned)
-        read, confidence = self.recognise(upright["lines"])
-        return self.stage("text", boxes=found["boxes"], text=read, confidence=confidence)
+        read, confidence = self.recognise(upright["upright"])
+        return self.stage("text", found=found["boxes"], read=read, confidence=confidence)
 
     def stage(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """What a stage makes, held to what it declares."""
@@ -99,16 +99,20 @@ def reader() -> Reader:
 def test_reads_what_the_package_reads(reader: Reader, name: str) -> None:
     found = reader.read(encoded(PHOTOGRAPHS[name]))
     wanted = ANSWERS[name]
-    assert list(found["text"]) == [line["text"] for line in wanted]
+    assert list(found["text"][:, 0]) == [line["text"] for line in wanted]
     # OpenCV's fixed-point arithmetic and Clipper's whole pixels: a pixel of a corner, some hundredths of a score.
     corners = np.array([line["box"] for line in wanted]).reshape(-1, 4, 2)
     np.testing.assert_allclose(found["boxes"], corners, atol=1)
-    np.testing.assert_allclose(found["score"], [line["score"] for line in wanted], atol=0.1)
+    np.testing.assert_allclose(found["score"][:, 0], [line["score"] for line in wanted], atol=0.1)
 
 
 def test_an_empty_photograph_has_no_lines(reader: Reader) -> None:
     found = reader.read(encoded(np.full((200, 300, 3), 230, np.uint8)))
-    assert {name: array.shape for name, array in found.items()} == {"text": (0,), "score": (0,), "boxes": (0, 4, 2)}
+    assert {name: array.shape for name, array in found.items()} == {
+        "text": (0, 1),
+        "score": (0, 1),
+        "boxes": (0, 4, 2),
+    }
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 4000, 3), (2100, 5, 3)])
@@ -122,7 +126,7 @@ def test_a_large_photograph_is_looked_at_smaller_and_cut_from_as_it_is(reader: R
     assert prepared["image"].shape == (1, *large.shape, 3)
     assert max(prepared["x"].shape) <= 2000
     found = reader.read(encoded(large))
-    assert "Let us first determine markers of the coins and the" in list(found["text"])
+    assert "Let us first determine markers of the coins and the" in list(found["text"][:, 0])
     assert found["boxes"].max() > 2000
 
 
@@ -131,7 +135,7 @@ def test_a_photograph_is_turned_as_its_camera_says(reader: Reader) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(np.ascontiguousarray(PAGE[::-1, ::-1])).save(content, "PNG", exif=exif)
-    assert list(reader.read(content.getvalue())["text"]) == [line["text"] for line in ANSWERS["page"]]
+    assert list(reader.read(content.getvalue())["text"][:, 0]) == [line["text"] for line in ANSWERS["page"]]
 
 
 @pytest.mark.parametrize("cut", [0, 20, 2000])
@@ -154,7 +158,7 @@ def test_only_the_line_that_is_upside_down_is_turned_and_its_padding_stays_behin
         lines[i, ..., width:] = 0
     before = lines.copy()
     turned = np.array([[0.95, 0.05], [0.05, 0.95], [0.15, 0.85]], np.float32)
-    upright = reader.stage("turn", lines=lines, widths=widths, turned=turned)["lines"]
+    upright = reader.stage("turn", lines=lines, widths=widths, turned=turned)["upright"]
     np.testing.assert_array_equal(upright[[0, 2]], before[[0, 2]])
     np.testing.assert_array_equal(upright[1, :, ::-1, :100][..., ::-1], before[1, ..., :100])
     assert not upright[1, ..., 100:].any()
@@ -164,8 +168,8 @@ def test_only_the_line_that_is_upside_down_is_turned_and_its_padding_stays_behin
 def test_lines_that_are_not_sure_are_left_out(reader: Reader) -> None:
     boxes = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
     read = np.array([["a"], ["b"], ["ü"]], object)
-    found = reader.stage("text", boxes=boxes, text=read, confidence=np.array([[0.5], [0.49], [0.9]], np.float32))
-    assert list(found["text"]) == ["a", "ü"]
+    found = reader.stage("text", found=boxes, read=read, confidence=np.array([[0.5], [0.49], [0.9]], np.float32))
+    assert list(found["text"][:, 0]) == ["a", "ü"]
     np.testing.assert_array_equal(found["boxes"], boxes[[0, 2]])
 
 
