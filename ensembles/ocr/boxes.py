@@ -41,7 +41,7 @@ def boxes(map, image):
         corners = clockwise(np.trunc(np.clip(np.round(line * scale), 0, size)))
         corners = np.clip(corners, 0, size - 1)
         across, down = np.linalg.norm(corners[0] - corners[1]), np.linalg.norm(corners[0] - corners[3])
-        if min(int(across), int(down)) > SHORTEST_SIDE:
+        if min(int(across), int(down)) > SHORTEST_SIDE and is_convex(corners):
             found.append((corners, score))
     order = reading_order([corners for corners, _ in found])
     return (
@@ -118,6 +118,13 @@ def clockwise(corners: np.ndarray) -> np.ndarray:
     across = corners[np.argsort(corners[:, 0], kind="stable")]
     left, right = (side[np.argsort(side[:, 1], kind="stable")] for side in (across[:2], across[2:]))
     return np.stack([left[0], right[0], right[1], left[1]])
+
+
+def is_convex(corners: np.ndarray) -> bool:
+    """Whether four corners, clockwise, still enclose something: cut at the rim, three may lie on a line."""
+    sides = np.roll(corners, -1, 0) - corners
+    after = np.roll(sides, -1, 0)
+    return bool(np.all(sides[:, 0] * after[:, 1] - sides[:, 1] * after[:, 0] > 0))
 
 
 def mean_within(probabilities: np.ndarray, corners: np.ndarray) -> float:

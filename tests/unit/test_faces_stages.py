@@ -69,14 +69,14 @@ def test_finds_what_the_packages_find(finder: Finder, name: str) -> None:
     for face, index in zip(wanted, order, strict=True):
         # The package resizes the photograph with its border: up to half a pixel of the detector.
         np.testing.assert_allclose(found["boxes"][index], face["box"], atol=2)
-        assert found["scores"][index] == pytest.approx(face["score"], abs=0.02)
-        assert found["label"][index] == face["label"]
+        assert found["scores"][index, 0] == pytest.approx(face["score"], abs=0.02)
+        assert found["label"][index, 0] == face["label"]
 
 
 def test_the_astronaut_is_one_happy_face(finder: Finder) -> None:
     found = finder.find(ASTRONAUT)
-    assert list(found["label"]) == ["happy"]
-    assert found["score"][0] > 0.9
+    assert list(found["label"][:, 0]) == ["happy"]
+    assert found["score"][0, 0] > 0.9
     left, top, right, bottom = found["boxes"][0]
     assert left < 225 < right  # her nose
     assert top < 130 < bottom
@@ -84,7 +84,7 @@ def test_the_astronaut_is_one_happy_face(finder: Finder) -> None:
 
 def test_two_faces_side_by_side_are_two(finder: Finder) -> None:
     found = finder.find(PHOTOGRAPHS["twice"])
-    assert list(found["label"]) == ["happy", "happy"]
+    assert list(found["label"][:, 0]) == ["happy", "happy"]
     left, right = sorted(found["boxes"].tolist())
     np.testing.assert_allclose(np.array(right) - left, [512, 0, 512, 0], atol=5)
 
@@ -93,9 +93,9 @@ def test_a_picture_without_a_face_has_none(finder: Finder) -> None:
     found = finder.find(skimage.data.coffee())
     assert {name: array.shape for name, array in found.items()} == {
         "boxes": (0, 4),
-        "scores": (0,),
-        "label": (0,),
-        "score": (0,),
+        "scores": (0, 1),
+        "label": (0, 1),
+        "score": (0, 1),
     }
 
 
@@ -119,7 +119,7 @@ def test_boxes_that_overlap_become_one_and_those_that_do_not_stay(finder: Finder
         classificators[0, cell] = logit
     image = np.zeros((1, 192, 384, 3), np.uint8)  # seen at half its size, 48 pixels below the top
     found = finder.stage("boxes", regressors=regressors, classificators=classificators, image=image)
-    np.testing.assert_allclose(found["scores"], 1 / (1 + np.exp([-3.0, -2.0])), rtol=1e-5)
+    np.testing.assert_allclose(found["scores"][:, 0], 1 / (1 + np.exp([-3.0, -2.0])), rtol=1e-5)
     weights = 1 / (1 + np.exp([-3.0, -1.0]))
     x = np.average([10.5, 11.5], weights=weights) / 48 * 384
     np.testing.assert_allclose(found["boxes"][0], [x - 20, 0, x + 20, 8], atol=1e-3)  # cut at the top

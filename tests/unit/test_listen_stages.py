@@ -33,7 +33,13 @@ class Listener:
         windows = self.stage("windows", **prepared)["windows"]
         outputs = ["StatefulPartitionedCall:1", "StatefulPartitionedCall:2"]
         note, onset = self.model.run(outputs, {"serving_default_input_2:0": windows})
-        return self.stage("notes", note=note, onset=onset, length=prepared["length"])
+        return self.notes(note, onset, prepared["length"])
+
+    def notes(self, note: np.ndarray, onset: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
+        """start, end, pitch and amplitude, [M] each."""
+        found = self.stage("notes", note=note, onset=onset, length=length)
+        assert {array.shape[1:] for array in found.values()} == {(1,)}
+        return {name: array[:, 0] for name, array in found.items()}
 
     def stage(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """What a stage makes, held to what it declares."""
@@ -93,7 +99,7 @@ def test_a_note_across_two_windows_is_one(listener: Listener) -> None:
     onset = np.zeros((2, 172, 88), np.float32)
     note[0, 100:157, 40] = note[1, 15:60, 40] = 0.9  # 15 frames at either end of a window are the other's too
     onset[0, 100, 40] = 0.8
-    found = listener.stage("notes", note=note, onset=onset, length=np.array([[36164 * 2]]))
+    found = listener.notes(note, onset, np.array([[36164 * 2]]))
     assert found["pitch"].tolist() == [61]
     assert found["amplitude"] == pytest.approx([0.9])
     assert found["start"] == pytest.approx([85 * 256 / 22050], abs=1e-5)
@@ -106,9 +112,9 @@ def test_a_note_that_is_too_short_is_none(listener: Listener) -> None:
     note, onset = np.zeros((2, 1, 172, 88), np.float32)
     note[0, 50:61, 40] = 0.9
     onset[0, 50, 40] = 0.8
-    assert len(listener.stage("notes", note=note, onset=onset, length=np.array([[30_000]]))["pitch"]) == 0
+    assert len(listener.notes(note, onset, np.array([[30_000]]))["pitch"]) == 0
     note[0, 50:62, 40] = 0.9
-    assert listener.stage("notes", note=note, onset=onset, length=np.array([[30_000]]))["pitch"].tolist() == [61]
+    assert listener.notes(note, onset, np.array([[30_000]]))["pitch"].tolist() == [61]
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"no sound at all", synthesised.wav(np.zeros(9))[:30]])
