@@ -43,7 +43,11 @@ def build(tmp_path):
         ([("from: add.onnx", "from: nowhere.onnx")], 13, "from is nowhere.onnx"),
         ([("inputs: [n]", "inputs: [m]")], 10, 'step 1 (make.py) takes "m": what is there before this step is n'),
         ([("inputs: [n]", "inputs: {m: n}")], 10, 'step 1 (make.py) has no input "m": it has n'),
-        ([("outputs: {x: pairs, unused", "outputs: {x: n, unused")], 11, 'step 1 (make.py) gives "n" again: inputs gives it already'),
+        (
+            [("outputs: {x: pairs, unused", "outputs: {x: n, unused")],
+            11,
+            'step 1 (make.py) gives "n" again: inputs gives it already',
+        ),
         ([("outputs: [text, count]\nsteps", "outputs: [text, sum]\nsteps")], 7, 'output "sum" is the tensor "sum"'),
         ([("inputs: {x: pairs, y: sums}", "inputs: {x: pairs}")], 17, 'step 3 (join.py) needs the input "y"'),
         ([("dtype: INT32", "dtype: INT64")], 10, "INT64 [1, 1]: the types are TYPE_INT32 and TYPE_INT64"),
