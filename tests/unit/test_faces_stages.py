@@ -13,7 +13,7 @@ import skimage.data
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 from unified_backend.errors import RequestError
-from unified_backend.stages.python_function import python_stage
+from unified_backend.stages.user_code import user_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = json.loads((ROOT / "tests/data/faces/packages.json").read_text(encoding="utf-8"))["answers"]
@@ -32,7 +32,7 @@ class Finder:
 
     def __init__(self) -> None:
         names = ("prepare", "boxes", "crops", "emotion")
-        self.stages = {name: python_stage(ROOT / "ensembles/faces" / f"{name}.py", "faces") for name in names}
+        self.stages = {name: user_stage(ROOT / "ensembles/faces" / f"{name}.py", 1, 1, None, "faces") for name in names}
         self.detector = Interpreter(str(ROOT / "ensembles/faces/models/face_detection.tflite"))
         # The same network as the Keras file, which takes TensorFlow to load.
         self.classifier = Interpreter(str(real_models.path("fer", "data/emotion_model_quantized.tflite")))

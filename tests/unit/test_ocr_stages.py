@@ -16,7 +16,7 @@ from scipy import ndimage
 from unified_backend.errors import RequestError
 from unified_backend.stages.expression import parse
 from unified_backend.stages.fragments import compose
-from unified_backend.stages.python_function import python_stage
+from unified_backend.stages.user_code import user_stage
 from unified_backend.tensors import Signature, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ class Reader:
 
     def __init__(self) -> None:
         names = ("prepare", "boxes", "crops", "turn", "text")
-        self.stages = {name: python_stage(ROOT / "ensembles/ocr" / f"{name}.py", "ocr") for name in names}
+        self.stages = {name: user_stage(ROOT / "ensembles/ocr" / f"{name}.py", 1, 1, None, "ocr") for name in names}
         self.models = {
             name: onnxruntime.InferenceSession((ROOT / "model_repository" / place).read_bytes())
             for name, place in MODELS.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,8 @@ from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.loading import describe
 from unified_backend.pbtxt import gives_max_batch_size, read_pbtxt, to_pbtxt
 from unified_backend.repository import completed_by_core, our_config, version_folder, versions
-from unified_backend.stages.python_function import python_stage
+from unified_backend.stages.python_function import PythonStage
+from unified_backend.stages.user_code import user_stage
 from unified_backend.tensors import Signature, TensorSpec, data_type
 
 __all__ = ["brought", "is_model_directory", "wired"]
@@ -86,7 +88,7 @@ def _of_step(
     """The signature of a step, and whether it is a model with a batch dimension."""
     with _located(step):
         if step.stage:
-            return python_stage(step.stage, definition.name).signature, False
+            return _of_stage(step.stage, definition.name), False
         if step.source:
             model = folder / step.name
             return _of_model(model if model.exists() else brought(step, definition, folder), cache)
@@ -98,6 +100,19 @@ def _of_step(
                 "Put it there, or bring it with `from`",
             )
         return _of_model(model, cache)
+
+
+def _of_stage(path: Path, label: str) -> Signature:
+    """What a stage takes and gives; one on DALI is called once a sample, as all are."""
+    stage = user_stage(path, 1, 1, None, label)
+    stage.close()
+    if isinstance(stage, PythonStage):
+        return stage.signature
+    return Signature(_of_a_sample(stage.signature.inputs), _of_a_sample(stage.signature.outputs))
+
+
+def _of_a_sample(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(dataclasses.replace(spec, shape=(1, *(spec.shape or ())[1:])) for spec in specs)
 
 
 def _of_model(model: Path, cache: Cache) -> tuple[Signature, bool]:

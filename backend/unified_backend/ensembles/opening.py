@@ -23,8 +23,8 @@ from unified_backend.repository import our_config, parameters_of, version_folder
 from unified_backend.settings import read_settings
 from unified_backend.stages import Stage
 from unified_backend.stages.around import alone
-from unified_backend.stages.python_function import python_stage
 from unified_backend.stages.staged import StagedRunner
+from unified_backend.stages.user_code import user_stage
 
 __all__ = ["describe_pipeline", "is_pipeline", "load_pipeline", "members"]
 
@@ -67,13 +67,15 @@ def load_pipeline(described: Described, cache: Cache) -> Loaded:
     """
     folder, label = described.source.path.parent, described.source.label
     pipeline = read_compiled(folder, label)
+    threads = threads_of(described.settings, described.config)
+    size = max(pipeline.max_batch_size, 1)
     stages: dict[int, Stage] = {}
     loaded: dict[int, Member] = {}
     names: dict[str, Member] = {}
     try:
         for number, step in enumerate(pipeline.steps):
             if step.kind == "stage":
-                stages[number] = python_stage(folder / step.path, label)
+                stages[number] = user_stage(folder / step.path, size, threads.intra_op, described.settings.gpu, label)
             else:
                 if step.name not in names:
                     names[step.name] = _member(folder / step.path, described, cache)
@@ -84,7 +86,6 @@ def load_pipeline(described: Described, cache: Cache) -> Loaded:
         raise type(error)(f"{label}: {error.what}", error.why, error.do) from None
     plain = PipelineRunner(pipeline, stages, loaded)
     runner: Runner = CountedRunner(plain, pipeline) if pipeline.counts else plain
-    threads = threads_of(described.settings, described.config)
     reason = f"{len(pipeline.steps)} steps: {', '.join(step.name for step in pipeline.steps)}"
     return Loaded(described, FORMAT, reason, threads, runner, runner, ())
 

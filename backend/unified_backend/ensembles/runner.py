@@ -12,6 +12,7 @@ from unified_backend.engines import EachRunner
 from unified_backend.errors import EngineError, RequestError, UnifiedError
 from unified_backend.formats.pipeline import Compiled, CompiledStep
 from unified_backend.stages import Stage
+from unified_backend.stages.python_function import PythonStage
 from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["CountedRunner", "Member", "PipelineRunner"]
@@ -66,6 +67,7 @@ class PipelineRunner:
     def __init__(self, pipeline: Compiled, stages: Mapping[int, Stage], members: Mapping[int, Member]) -> None:
         self.signature: Signature = pipeline.signature
         self._pipeline, self._stages, self._members = pipeline, stages, members
+        self._apart = set[int]()
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
@@ -133,12 +135,33 @@ class PipelineRunner:
     def _run(self, number: int, samples: Sequence[_Sample]) -> None:
         step = self._pipeline.steps[number]
         alive = [sample for sample in samples if sample.error is None]
-        if number in self._stages:
-            stage = self._stages[number]
-            for sample in alive:
-                _guarded(sample, lambda sample=sample: self._staged(step, stage, sample))  # type: ignore[misc]
-        else:
+        if number not in self._stages:
             self._modelled(step, self._members[number], alive)
+            return
+        stage = self._stages[number]
+        if len(alive) > 1 and number not in self._apart and not isinstance(stage, PythonStage):
+            if self._staged_together(step, stage, alive):
+                return
+            self._apart.add(number)  # its samples have different shapes, and will have again
+        for sample in alive:
+            _guarded(sample, lambda sample=sample: self._staged(step, stage, sample))  # type: ignore[misc]
+
+    def _staged_together(self, step: CompiledStep, stage: Stage, samples: Sequence[_Sample]) -> bool:
+        """A stage that takes batches on all samples; whether it could, for what it gives must be one array."""
+        try:
+            each = [self._feeds(step, stage.signature.inputs, sample) for sample in samples]
+            rows = stage.run({name: np.concatenate([feeds[name] for feeds in each]) for name in each[0]})
+        except (UnifiedError, ValueError):
+            return False
+        passed = 0
+        for place, sample in enumerate(samples):
+            if place in rows.failed:
+                sample.error = rows.failed[place]
+                continue
+            for own, name in step.outputs.items():
+                sample.tensors[name] = rows.arrays[own][passed : passed + 1]
+            passed += 1
+        return True
 
     def _staged(self, step: CompiledStep, stage: Stage, sample: _Sample) -> None:
         rows = stage.run(self._feeds(step, stage.signature.inputs, sample))
