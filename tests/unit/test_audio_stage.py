@@ -1,0 +1,181 @@
+"""The stage `audio` on sound files, against NumPy and SciPy, and on files that are none."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from photographs import column
+from scipy import signal
+from scipy.io import wavfile
+from unified_backend.errors import ConfigError, RequestError
+from unified_backend.stages.audio import AudioStage, audio_stage, windows
+from unified_backend.stages.expression import parse
+from unified_backend.tensors import Array, TensorSpec
+
+SAMPLES, MEL = (None, None), (None, 80, None)
+
+
+def stage(text: str, shape: Any = SAMPLES, most: int = 4) -> AudioStage:
+    return audio_stage(parse(text)[0], TensorSpec("x", "FP32", shape), "sound", most, 2, "m/1")
+
+
+def wav(samples: Array, rate: int) -> bytes:
+    file = io.BytesIO()
+    wavfile.write(file, rate, samples)
+    return file.getvalue()
+
+
+def tones(seconds: float, rate: int) -> Array:
+    """A chord that swells, all below 3 kHz."""
+    time = np.arange(round(seconds * rate)) / rate
+    chord = sum(np.sin(2 * np.pi * pitch * time + pitch) for pitch in (220, 441.7, 1333, 2900))
+    return (0.2 * chord * np.sin(np.pi * time / seconds)).astype(np.float32)
+
+
+def test_samples_are_those_of_the_file() -> None:
+    left, right = tones(0.5, 16000), tones(0.5, 16000)[::-1]
+    made = stage("audio(16000)").run({"sound": column(wav(np.stack([left, right], 1), 16000), wav(left, 16000))})
+    np.testing.assert_allclose(made.arrays["x"], [(left + right) / 2, left], atol=1e-6)
+    whole = (left * 32767).astype(np.int16)
+    quantised = stage("audio").run({"sound": column(wav(whole, 16000))}).arrays["x"][0]
+    np.testing.assert_allclose(quantised, whole / 32768, atol=4e-5)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(44100, 22050), (8000, 16000), (48000, 16000), (22050, 16000)])
+def test_resampling_equals_a_long_filter(given: int, wanted: int) -> None:
+    sound = tones(0.5, given)
+    made = stage(f"audio({wanted})").run({"sound": column(wav(sound, given))}).arrays["x"][0]
+    assert abs(len(made) - 0.5 * wanted) <= 1
+    expected = tones(0.5, wanted)
+    assert np.abs(made[200:-200] - expected[200 : len(made) - 200]).max() < 2e-3
+    poly = signal.resample_poly(sound.astype(float), wanted, given)
+    assert np.abs(made[200:-200] - poly[200 : len(made) - 200]).max() < 2e-3
+
+
+def test_shorter_sounds_are_filled_up_and_lengths_told() -> None:
+    made = stage("audio").run({"sound": column(wav(tones(0.3, 16000), 16000), wav(tones(0.1, 16000), 16000))})
+    assert made.arrays["x"].shape == (2, 4800)
+    assert made.arrays["x_length"].tolist() == [[4800], [1600]]
+    assert not made.arrays["x"][1, 1600:].any()
+
+
+def test_a_fixed_length_cuts_and_fills() -> None:
+    fixed = stage("audio(8000)", (None, 2000))
+    long, short = tones(0.5, 8000), tones(0.1, 8000)
+    made = fixed.run({"sound": column(wav(long, 8000), wav(short, 8000))}).arrays
+    assert made["x_length"].tolist() == [[2000], [800]]
+    np.testing.assert_allclose(made["x"][0], long[:2000], atol=1e-6)
+    np.testing.assert_allclose(made["x"][1], np.pad(short, (0, 1200)), atol=1e-6)
+
+
+def mel_reference(sound: Array, rate: int, bands: int, htk: bool) -> Array:
+    """librosa's melspectrogram, from its formulas: n_fft 512, window 400, hop 160, power 2."""
+    hann = np.pad(signal.get_window("hann", 400), 56)
+    padded = np.pad(sound.astype(float), 256, mode="reflect")
+    frames = np.stack([padded[at : at + 512] * hann for at in range(0, len(sound) + 1, 160)], 1)
+    power = np.abs(np.fft.rfft(frames, axis=0)) ** 2
+
+    def to_mel(hertz: Any) -> Any:
+        if htk:
+            return 2595 * np.log10(1 + np.asarray(hertz) / 700)
+        return np.where(hertz < 1000, hertz * 3 / 200, 15 + 27 * np.log(np.maximum(hertz, 1e-9) / 1000) / np.log(6.4))
+
+    grid = np.linspace(0, rate / 2, 400001)
+    edges = np.interp(np.linspace(0, float(to_mel(rate / 2)), bands + 2), to_mel(grid), grid)
+    bins = np.fft.rfftfreq(512, 1 / rate)
+    up = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    down = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    return np.maximum(0, np.minimum(up, down)) * (2 / (edges[2:] - edges[:-2]))[:, None] @ power
+
+
+@pytest.mark.parametrize("formula", ["slaney", "htk"])
+def test_mel_spectrogram_equals_its_formulas(formula: str) -> None:
+    sound = tones(0.5, 16000)
+    text = f"audio(16000, mel=80, n_fft=512, window=400, hop=160, formula={formula})"
+    made = stage(text, MEL).run({"sound": column(wav(sound, 16000))}).arrays
+    expected = mel_reference(sound, 16000, 80, formula == "htk")
+    assert made["x"].shape == (1, *expected.shape)
+    assert np.abs(made["x"][0] - expected).max() < 1e-4 * expected.max()
+    assert made["x_length"].tolist() == [[expected.shape[1]]]
+    decibels = stage(text.replace(")", ", db=true, floor=1e-6)"), MEL)
+    made = decibels.run({"sound": column(wav(sound, 16000), wav(sound[:4000], 16000))}).arrays
+    np.testing.assert_allclose(made["x"][0], 10 * np.log10(np.maximum(expected, 1e-6)), atol=0.02)
+    assert made["x_length"].tolist() == [[51], [26]]
+    np.testing.assert_allclose(made["x"][1, :, 26:], -60, atol=1e-4)
+
+
+def test_windows_overlap_as_basic_pitch_cuts_them() -> None:
+    clip, overlap = 43844, 30 * 256
+    sounds = [tones(5, 22050), tones(0.5, 22050)]
+    stage_ = stage(f"audio(22050, clip={clip}, overlap={overlap})", (None, clip, 1))
+    made = stage_.run({"sound": column(*(wav(sound, 22050) for sound in sounds))}).arrays
+    assert made["x"].shape == (2, 4, clip, 1)
+    assert made["x_length"].tolist() == [[4], [1]]
+    for row, sound, count in zip(made["x"], sounds, (4, 1), strict=True):
+        padded = np.pad(sound, (overlap // 2, 4 * clip))
+        for number in range(count):
+            begin = number * (clip - overlap)
+            np.testing.assert_allclose(row[number, :, 0], padded[begin : begin + clip], atol=1e-6)
+        assert not row[count:].any()
+
+
+def test_windows_of_an_empty_sound() -> None:
+    assert windows(np.zeros(0, np.float32), 10, 4).tolist() == [[0.0] * 10]
+
+
+GOOD = wav(tones(0.2, 16000), 16000)
+FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 16000)).to_bytes(8, "big") + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"no sound at all", "Format not recognised"),
+        (GOOD[:30], "No 'data' chunk marker"),
+        (FLAC_OF_A_DAY, "it lasts 86400 seconds"),
+        (wav(np.zeros(8000 * 700, np.uint8), 8000), "it lasts 700 seconds"),
+    ],
+)
+def test_a_bad_file_fails_alone(file: bytes, reason: str) -> None:
+    sounds = stage("audio")
+    made = sounds.run({"sound": column(GOOD, file, GOOD)})
+    assert list(made.failed) == [1]
+    assert 'input "sound", sound 1' in made.failed[1].what
+    assert reason in made.failed[1].why
+    assert "\n" not in str(made.failed[1])
+    again = sounds.run({"sound": column(GOOD, GOOD)})
+    for name, array in again.arrays.items():
+        np.testing.assert_array_equal(made.arrays[name], array)
+    alone = sounds.run({"sound": column(file)})
+    assert list(alone.failed) == [0]
+    assert len(alone.arrays["x"]) == 0
+
+
+def test_no_more_sounds_than_a_batch_has() -> None:
+    with pytest.raises(RequestError, match="at most 1"):
+        stage("audio", most=1).run({"sound": column(GOOD, GOOD)})
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "message"),
+    [
+        ("audio(rate=fast)", SAMPLES, "rate must be a whole number"),
+        ("audio(windw=400)", SAMPLES, 'the option "windw".*Write window'),
+        ("audio(mel=80, formula=bark)", MEL, "slaney or htk"),
+        ("audio(mel=64)", MEL, r"\[-1, 80, -1\]"),
+        ("audio", MEL, "Add mel=BANDS"),
+        ("audio(window=800)", SAMPLES, "larger than n_fft"),
+        ("audio(clip=100, overlap=100)", SAMPLES, "less than clip"),
+        ("audio(seconds=2)", (None, 16000), "makes 32000 samples"),
+        ("audio", (None, 3, 224, 224), "sounds are FP32"),
+        ("sound", SAMPLES, "it may be audio"),
+    ],
+)
+def test_wrong_calls_name_the_parameter_and_what_it_may_be(text: str, shape: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        stage(text, shape)
+    assert '"preprocess"' in caught.value.what
