@@ -73,7 +73,9 @@ def dali_reason(error: BaseException) -> str:
     if match := _NUMBER.search(text):
         return _STATUS.get(int(match[1]), f"nvImageCodec failed with status {match[1]}")
     text = text.rpartition("encountered:")[2]
-    text = re.sub(r"\[/[^\]]*\]\s*", "", re.sub(r"(?s)\n(Stacktrace|Current pipeline object).*", "", text))
+    text = re.sub(
+        r"\[/[^\]]*\]\s*", "", re.sub(r"(?s)\n(Stacktrace|C\+\+ context|Current pipeline object).*", "", text)
+    )
     text = re.sub(r"(?s)Assert on .*? failed: ", "", " ".join(text.split()))
     if not text or _UNTOLD.search(text):
         return "the file is damaged or cut short"
@@ -102,7 +104,10 @@ class DeviceRows:
 
 
 class Pipeline:
-    """A pipeline that is built.
+    """A pipeline that is built, and built again after each failure.
+
+    A pipeline that failed takes further batches only by luck: what other operators had queued for the batch that failed
+    is still there (DALI 2.4: "Unknown error" on each later run of one with two external sources).
 
     Args:
         make: makes DALI's pipeline, not yet built.
@@ -114,18 +119,8 @@ class Pipeline:
         Raises:
             EngineError: DALI does not build it.
         """
-        try:
-            self._pipeline = make()
-            self._pipeline.build()
-        except Exception as error:
-            raise EngineError(
-                f"{label}: DALI does not build the pipeline", dali_reason(error), "Correct what it names"
-            ) from error
-
-    @property
-    def dali(self) -> Any:
-        """DALI's own object."""
-        return self._pipeline
+        self._make, self._label = make, label
+        self._pipeline = self._built()
 
     def run(self, feeds: Mapping[str, Sequence[Array]]) -> Ran:
         """Run a batch; where it fails, each sample alone, and then those that pass once more together.
@@ -133,27 +128,48 @@ class Pipeline:
         Args:
             feeds: name of an external source -> an array for each sample.
         """
-        try:
-            return Ran(self._pipeline.run(**{name: list(rows) for name, rows in feeds.items()}), {})
-        except RuntimeError as error:
-            count = len(next(iter(feeds.values()), ()))
-            failed = {0: dali_reason(error)} if count == 1 else {}
-        for row in range(count) if count > 1 else ():
-            try:
-                self._pipeline.run(**{name: [rows[row]] for name, rows in feeds.items()})
-            except RuntimeError as error:
-                failed[row] = dali_reason(error)
+        count = len(next(iter(feeds.values())))
+        outputs, reason = self._once(feeds)
+        if outputs is not None:
+            return Ran(outputs, {})
+        if count == 1:
+            return Ran(None, {0: reason})
+        alone = ({name: [rows[row]] for name, rows in feeds.items()} for row in range(count))
+        failed = {row: why for row, (made, why) in enumerate(map(self._once, alone)) if made is None}
         good = [row for row in range(count) if row not in failed]
+        if not failed:
+            raise EngineError(
+                f"{self._label}: DALI failed on a batch",
+                f"each of its samples alone passes; of all: {reason}",
+                "Send less",
+            )
         if not good:
             return Ran(None, failed)
-        if not failed:
-            raise EngineError("DALI failed on a batch", "each of its samples alone passes", "Send them one by one")
         again = self.run({name: [rows[row] for row in good] for name, rows in feeds.items()})
         return Ran(again.outputs, failed | {good[row]: why for row, why in again.failed.items()})
 
     def close(self) -> None:
         """Free its threads and memory."""
         self._pipeline = None
+
+    def _once(self, feeds: Mapping[str, Sequence[Array]]) -> tuple[Sequence[Any] | None, str]:
+        """The outputs, or None and DALI's reason."""
+        try:
+            return self._pipeline.run(**{name: list(rows) for name, rows in feeds.items()}), ""
+        except RuntimeError as error:
+            self._pipeline = None
+            self._pipeline = self._built()
+            return None, dali_reason(error)
+
+    def _built(self) -> Any:
+        try:
+            pipeline = self._make()
+            pipeline.build()
+            return pipeline
+        except Exception as error:
+            raise EngineError(
+                f"{self._label}: DALI does not build the pipeline", dali_reason(error), "Correct what it names"
+            ) from error
 
 
 def on_host(tensors: Any) -> Array | None:

@@ -1,0 +1,100 @@
+"""A DALI pipeline as it is serialised (protobuf, dali.proto's PipelineDef), read without DALI."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from unified_backend.formats.wire import LENGTH, VARINT, fields, varint
+
+__all__ = ["Port", "is_pipeline", "ports"]
+
+# Fields of PipelineDef, OpDef, InputOutput, Argument and the output's description, as DALI 1.0 to 2.4 write them.
+_THREADS, _BATCH, _OPERATOR, _OUTPUT = 1, 2, 5, 7
+_NAME, _OPERATOR_OUTPUT, _ARGUMENT = 1, 3, 4
+_NUMBER, _OUTPUT_TYPE, _OUTPUT_RANK = 4, 5, 6
+_SOURCE = "ExternalSource"
+# DALIDataType
+_TYPES = {
+    **{0: "UINT8", 1: "UINT16", 2: "UINT32", 3: "UINT64", 4: "INT8", 5: "INT16", 6: "INT32", 7: "INT64"},
+    **{8: "FP16", 9: "FP32", 10: "FP64", 11: "BOOL"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An external source, or an output.
+
+    Attributes:
+        dtype: Triton's name; None where the pipeline does not say.
+        rank: dimensions of one sample; None where it does not say.
+    """
+
+    name: str
+    dtype: str | None
+    rank: int | None
+
+
+def is_pipeline(data: bytes) -> bool:
+    """Whether these bytes, the first of a file, are those of a pipeline: two numbers, and operators that follow."""
+    begun = []
+    for field, wire_type, begin, end in fields(data):
+        begun.append((field, wire_type))
+        if len(begun) == 3:
+            named = next(fields(data, begin, min(end, len(data))), (0, 0, 0, 0))
+            start = [(_THREADS, VARINT), (_BATCH, VARINT), (_OPERATOR, LENGTH)]
+            return begun == start and named[:2] == (_NAME, LENGTH) and named[3] <= len(data)
+        if end > len(data):
+            break
+    return False
+
+
+def ports(data: bytes) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The external sources and the outputs, in the pipeline's order.
+
+    Raises:
+        ValueError: it is cut short, or no pipeline.
+    """
+    inputs, outputs = [], []
+    for field, wire_type, begin, end in fields(data):
+        if end > len(data) or not field:
+            raise ValueError("it is cut short, or something else")
+        if wire_type != LENGTH:
+            continue
+        if field == _OPERATOR and _text(data, begin, end) == _SOURCE:
+            inputs.append(_source(data, begin, end))
+        elif field == _OUTPUT:
+            numbers = _numbers(data, begin, end)
+            rank = _signed(numbers.get(_OUTPUT_RANK))
+            outputs.append(
+                Port(_text(data, begin, end), _TYPES.get(numbers.get(_OUTPUT_TYPE, -1)), None if rank < 0 else rank)
+            )
+    if not outputs:
+        raise ValueError("it has no output")
+    return tuple(inputs), tuple(outputs)
+
+
+def _source(data: bytes, begin: int, end: int) -> Port:
+    name, arguments = "", {}
+    for field, _, first, last in fields(data, begin, end):
+        if field == _OPERATOR_OUTPUT:
+            name = name or _text(data, first, last)
+        elif field == _ARGUMENT:
+            arguments[_text(data, first, last)] = _numbers(data, first, last).get(_NUMBER)
+    rank = _signed(arguments.get("ndim"))
+    return Port(name, _TYPES.get(_signed(arguments.get("dtype"))), None if rank < 0 else rank)
+
+
+def _text(data: bytes, begin: int, end: int) -> str:
+    for field, wire_type, first, last in fields(data, begin, end):
+        if field == _NAME and wire_type == LENGTH:
+            return data[first:last].decode("utf-8", "replace")
+    return ""
+
+
+def _numbers(data: bytes, begin: int, end: int) -> dict[int, int]:
+    return {field: varint(data, first)[0] for field, kind, first, _ in fields(data, begin, end) if kind == VARINT}
+
+
+def _signed(number: int | None) -> int:
+    """A varint of 64 bits as a signed number; -1 for one that is not there."""
+    return -1 if number is None else number - (1 << 64) if number >> 63 else number

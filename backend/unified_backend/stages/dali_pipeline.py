@@ -1,0 +1,239 @@
+"""A DALI pipeline of the user's own as a stage: a Python file with `@pipeline_def`, or a serialised `.dali`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from unified_backend.errors import ConfigError, EngineError, RequestError
+from unified_backend.formats.dali_file import Port, is_pipeline, ports
+from unified_backend.gpus import Gpu
+from unified_backend.stages import Rows
+from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali
+from unified_backend.stages.python_function import module_of
+from unified_backend.tensors import Array, Signature, TensorSpec, data_type
+
+__all__ = ["PipelineStage", "dali_stage", "pipeline_bytes"]
+
+_SOURCE = 'fn.external_source(name="image", dtype=types.UINT8, ndim=1)'
+_ONNX_NAMES = {"float32": "float", "float64": "double"}
+_OPEN = 32  # a size for dimensions that nobody knows, of the samples that a pipeline is tried on
+# 8 x 8 grey pixels as a PNG, and 8 samples of silence at 8 kHz as a WAV: what a source of files is tried on.
+_PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGNsaGhgwAaYsIoOWgkAMBcBkGHHl6YAAAAASUVORK5CYII="
+)
+_SOUND = (
+    b"RIFF\x34\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x40\x1f\x00\x00\x80\x3e\x00\x00\x02\x00\x10\x00"
+    b"data\x10\x00\x00\x00" + bytes(16)
+)
+
+
+def dali_stage(path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, label: str) -> PipelineStage:
+    """The stage that a file holds.
+
+    A source of UINT8 with one dimension takes files: it is an input of BYTES [N, 1].
+
+    Raises:
+        ConfigError: the file does not run, has not exactly one pipeline, or the pipeline does not say what goes in and
+            comes out; or DALI is not installed.
+        EngineError: DALI does not build it.
+    """
+    require_dali(label, path.name)
+    data = pipeline_bytes(path, max_batch_size, threads, gpu, label)
+    return PipelineStage(data, path.name, max_batch_size, threads, gpu, label, files=True)
+
+
+def pipeline_bytes(
+    path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, label: str, mark: str = "_is_pipeline_def"
+) -> bytes:
+    """The pipeline of a file, serialised.
+
+    Args:
+        mark: attribute that DALI's decorator sets.
+
+    Raises:
+        ConfigError: the file does not run, or has not exactly one pipeline.
+    """
+    data = path.read_bytes()
+    if is_pipeline(data):
+        return data
+    module = module_of(path, label)
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, mark, False) and value.__module__ == module.__name__
+    }
+    if len(found) != 1:
+        raise ConfigError(
+            f"{label}: {path.name} has {len(found)} DALI pipelines",
+            f"functions decorated so: {', '.join(found) or 'none'}",
+            "Decorate one function with @pipeline_def",
+        )
+    (name, define), options = found.popitem(), arguments(max_batch_size, threads, gpu)
+    try:
+        return bytes(define(**options).serialize())
+    except Exception as error:
+        line = _line(error, path)
+        reason = dali_reason(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{label}: {path.name} does not define a pipeline",
+            f"{name}: {type(error).__name__}: {reason}{line}",
+            "Correct that file",
+        ) from error
+
+
+class PipelineStage:
+    """A user's pipeline; see `Stage`.
+
+    Args:
+        data: the pipeline, serialised.
+        file: its file's name, for messages.
+        files: sources of UINT8 with one dimension are inputs of BYTES.
+    """
+
+    def __init__(
+        self, data: bytes, file: str, max_batch_size: int, threads: int, gpu: Gpu | None, label: str, files: bool
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the pipeline does not say what goes in and comes out.
+            EngineError: DALI does not build it.
+        """
+        from nvidia import dali
+
+        self._file = file
+        inputs, outputs = _ports(data, file, label)
+        options = arguments(max_batch_size, threads, gpu)
+        self._pipeline = Pipeline(lambda: dali.Pipeline.deserialize(data, **options), label)
+        if any(port.dtype is None or port.rank is None for port in outputs):
+            outputs = self._tried(inputs, outputs, label)
+        given = (_input(port, files) for port in inputs)
+        self.signature = Signature(tuple(given), tuple(map(_spec, outputs)))
+
+    def run(self, feeds: Mapping[str, Array]) -> Rows:
+        """What the pipeline makes of a batch."""
+        rows = {spec.name: self._rows(spec, feeds[spec.name]) for spec in self.signature.inputs}
+        count = len(next(iter(rows.values())))
+        failed = {
+            index: self._refused(index, "it is empty")
+            for index in range(count)
+            if any(column[index].size == 0 for column in rows.values())
+        }
+        places = [index for index in range(count) if index not in failed]
+        if not places:
+            return Rows(self._empty(), failed)
+        ran = self._pipeline.run({name: [column[index] for index in places] for name, column in rows.items()})
+        failed |= {places[row]: self._refused(places[row], why) for row, why in ran.failed.items()}
+        if ran.outputs is None:
+            return Rows(self._empty(), failed)
+        arrays = {}
+        for spec, tensors in zip(self.signature.outputs, ran.outputs, strict=True):
+            array = on_host(tensors)
+            if array is None:
+                raise RequestError(
+                    f'{self._file}: output "{spec.name}" is no batch',
+                    "its samples have different shapes",
+                    "Give them one shape in the pipeline (fn.pad, fn.resize), or send them in requests of their own",
+                )
+            arrays[spec.name] = array
+        return Rows(arrays, failed)
+
+    def close(self) -> None:
+        """Free the pipeline."""
+        self._pipeline.close()
+
+    def _rows(self, spec: TensorSpec, array: Array) -> list[Array]:
+        if array.dtype != object:
+            return [np.ascontiguousarray(row) for row in array]
+        contents = (row if isinstance(row, (bytes, str)) else np.ravel(row)[0] for row in array)
+        raw = (text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in contents)
+        return [np.frombuffer(content, np.uint8) for content in raw]
+
+    def _refused(self, index: int, why: str) -> RequestError:
+        names = ", ".join(spec.name for spec in self.signature.inputs)
+        return RequestError(f"{self._file}: sample {index} of {names}: cannot be used", why, "Correct it")
+
+    def _empty(self) -> dict[str, Array]:
+        return {
+            spec.name: np.empty(
+                (0, *(size if isinstance(size, int) else 0 for size in (spec.shape or ())[1:])), spec.numpy
+            )
+            for spec in self.signature.outputs
+        }
+
+    def _tried(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...], label: str) -> tuple[Port, ...]:
+        """The outputs with the types and ranks that they have for a sample made up here."""
+        reason = ""
+        for content in (_PICTURE, _SOUND):
+            feeds = {port.name: [_sample(port, content)] for port in inputs}
+            try:
+                ran = self._pipeline.run(feeds)
+            except EngineError as error:
+                reason = error.why
+                continue
+            if ran.outputs is not None:
+                first = [np.asarray(tensors.as_cpu()[0]) for tensors in ran.outputs]
+                return tuple(_seen(port, array) for port, array in zip(outputs, first, strict=True))
+            reason = ran.failed[0]
+        unsaid = ", ".join(port.name for port in outputs if port.dtype is None or port.rank is None)
+        raise ConfigError(
+            f"{label}: {self._file} does not say what comes out",
+            f"the outputs {unsaid} have no type or rank, and a made-up sample was refused: {reason}",
+            "Declare them: @pipeline_def(output_dtype=[types.FLOAT], output_ndim=[3])",
+        )
+
+
+def _ports(data: bytes, file: str, label: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    try:
+        inputs, outputs = ports(data)
+    except ValueError as error:
+        raise ConfigError(f"{label}: {file} is no DALI pipeline", str(error), "Serialise it again") from None
+    unsaid = [port.name for port in inputs if port.dtype is None or port.rank is None]
+    if not inputs or unsaid:
+        raise ConfigError(
+            f"{label}: {file} does not say what goes in",
+            f"the external source {', '.join(unsaid)} has no dtype or ndim" if inputs else "it has no external source",
+            f"Write it so: {_SOURCE}",
+        )
+    return inputs, outputs
+
+
+def _input(port: Port, files: bool) -> TensorSpec:
+    if files and (port.dtype, port.rank) == ("UINT8", 1):
+        return TensorSpec(port.name, "BYTES", (None, 1))
+    return _spec(port)
+
+
+def _spec(port: Port) -> TensorSpec:
+    # A sample without dimensions is one number, and a batch of them [N, 1] to Triton would need a reshape.
+    assert port.dtype
+    return TensorSpec(port.name, port.dtype, (None,) * (1 + (port.rank or 0)))
+
+
+def _sample(port: Port, content: bytes) -> Array:
+    if (port.dtype, port.rank) == ("UINT8", 1):
+        return np.frombuffer(content, np.uint8)
+    row = data_type(port.dtype or "")
+    assert row
+    sizes = [_OPEN] * (port.rank or 0)
+    if port.rank == 3:
+        sizes[2] = 3
+    return np.zeros(sizes, row.numpy)
+
+
+def _seen(port: Port, array: Array) -> Port:
+    row = data_type(f"tensor({_ONNX_NAMES.get(array.dtype.name, array.dtype.name)})")
+    return Port(port.name, row.triton if row else port.dtype, array.ndim)
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Where in the user's file it happened."""
+    numbers, trace = [], error.__traceback__
+    while trace:
+        if Path(trace.tb_frame.f_code.co_filename).name == path.name:
+            numbers.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f" ({path.name}:{numbers[-1]})" if numbers else ""

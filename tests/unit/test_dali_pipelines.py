@@ -1,0 +1,126 @@
+"""A user's own DALI pipelines as stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photographs import column, photographs, pixels, resized
+from unified_backend.errors import ConfigError, EngineError, RequestError
+from unified_backend.stages.dali_pipeline import PipelineStage, dali_stage
+
+FILES = photographs()
+HEAD = "from nvidia.dali import fn, pipeline_def, types\n"
+THUMBNAILS = (
+    HEAD
+    + """
+@pipeline_def
+def thumbnails():
+    files = fn.external_source(name="photo", dtype=types.UINT8, ndim=1)
+    gain = fn.external_source(name="gain", dtype=types.FLOAT, ndim=1)
+    image = fn.decoders.image(files, output_type=types.RGB)
+    small = fn.resize(image, size=[30, 40], antialias=True, subpixel_scale=False)
+    return fn.cast(small * gain[0], dtype=types.FLOAT), small
+"""
+)
+
+STORED = (
+    THUMBNAILS
+    + """
+pipeline = thumbnails(batch_size=1, num_threads=1, device_id=None)
+open(__file__ + ".dali", "wb").write(pipeline.serialize())
+"""
+)
+
+
+def made(folder: Path, text: str, name: str = "preprocess.py") -> PipelineStage:
+    (folder / name).write_text(text)
+    return dali_stage(folder / name, 4, 2, None, "m/1")
+
+
+def test_a_pipeline_tells_what_goes_in_and_comes_out_and_runs(tmp_path: Path) -> None:
+    stage = made(tmp_path, THUMBNAILS)
+    specs = [(spec.name, spec.dtype, spec.shape) for spec in stage.signature.inputs]
+    assert specs == [("photo", "BYTES", (None, 1)), ("gain", "FP32", (None, None))]
+    assert [(spec.dtype, len(spec.shape or ())) for spec in stage.signature.outputs] == [("FP32", 4), ("UINT8", 4)]
+    names = ["coffee", "chelsea", "tall"]
+    gains = np.array([[1], [2], [0.5]], np.float32)
+    result = stage.run({"photo": column(*(FILES[name] for name in names)), "gain": gains})
+    scaled, small = (result.arrays[spec.name] for spec in stage.signature.outputs)
+    for row, name in enumerate(names):
+        expected = resized(pixels(FILES[name]), (30, 40)).astype(int)
+        assert np.abs(small[row].astype(int) - expected)[1:-1, 1:-1].max() <= 1
+        np.testing.assert_array_equal(scaled[row], small[row] * gains[row])
+
+
+def test_a_bad_file_fails_alone_in_a_user_s_pipeline_too(tmp_path: Path) -> None:
+    stage = made(tmp_path, THUMBNAILS)
+    gains = np.ones((4, 1), np.float32)
+    files = (FILES["coffee"], b"no image", b"", FILES["tall"])
+    result = stage.run({"photo": column(*files), "gain": gains})
+    assert sorted(result.failed) == [1, 2]
+    assert "no image of a kind" in result.failed[1].why
+    assert "it is empty" in result.failed[2].why
+    good = stage.run({"photo": column(files[0], files[3]), "gain": gains[:2]})
+    for name, array in good.arrays.items():
+        np.testing.assert_array_equal(result.arrays[name], array)
+
+
+def test_a_serialised_pipeline_is_the_same_stage(tmp_path: Path) -> None:
+    stage = made(tmp_path, THUMBNAILS)
+    made(tmp_path, STORED, "maker.py")
+    stored = dali_stage(tmp_path / "maker.py.dali", 4, 1, None, "m/1")
+    assert stored.signature == stage.signature
+    feeds = {"photo": column(FILES["tall"]), "gain": np.ones((1, 1), np.float32)}
+    for name, array in stage.run(feeds).arrays.items():
+        np.testing.assert_array_equal(stored.run(feeds).arrays[name], array)
+
+
+def test_declared_outputs_need_no_trial(tmp_path: Path) -> None:
+    text = THUMBNAILS.replace(
+        "@pipeline_def\n", "@pipeline_def(output_dtype=[types.FLOAT, types.UINT8], output_ndim=[3, 3])\n"
+    )
+    assert made(tmp_path, text).signature.outputs == made(tmp_path, THUMBNAILS).signature.outputs
+
+
+def test_ragged_outputs_are_told(tmp_path: Path) -> None:
+    text = HEAD + (
+        "@pipeline_def\ndef f():\n"
+        '    return fn.decoders.image(fn.external_source(name="photo", dtype=types.UINT8, ndim=1))\n'
+    )
+    stage = made(tmp_path, text)
+    with pytest.raises(RequestError, match=r"different shapes.*fn\.pad"):
+        stage.run({"photo": column(FILES["tall"], FILES["coffee"])})
+    alone = stage.run({"photo": column(FILES["tall"])}).arrays
+    np.testing.assert_array_equal(next(iter(alone.values()))[0], pixels(FILES["tall"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def broken(:\n", r"does not run.*SyntaxError.*preprocess\.py:1"),
+        ("import nothing_of_this_name\n", r"does not run.*ModuleNotFoundError.*preprocess\.py:1"),
+        ("x = 1\n", "0 DALI pipelines.*@pipeline_def"),
+        (HEAD + "@pipeline_def\ndef f():\n    return 1 / 0\n", r"f: ZeroDivisionError.*preprocess\.py:4"),
+        (HEAD + "@pipeline_def\ndef f():\n    return fn.resise(1)\n", r"f: AttributeError.*preprocess\.py:4"),
+        (
+            HEAD + '@pipeline_def\ndef f():\n    return fn.external_source(name="x") * 2\n',
+            "the external source x has no dtype or ndim",
+        ),
+        (HEAD + "@pipeline_def\ndef f():\n    return fn.constant(fdata=1.0)\n", "no external source"),
+        (THUMBNAILS + THUMBNAILS.replace("def thumbnails", "def second"), "2 DALI pipelines.*thumbnails, second"),
+    ],
+)
+def test_wrong_files_are_told_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(tmp_path, text)
+
+
+def test_a_cut_pipeline_is_told(tmp_path: Path) -> None:
+    made(tmp_path, STORED)
+    whole = (tmp_path / "preprocess.py.dali").read_bytes()
+    for size in (40, 200, len(whole) // 2):
+        (tmp_path / "cut.dali").write_bytes(whole[:size])
+        with pytest.raises((ConfigError, EngineError), match=r"cut\.dali|DALI"):
+            dali_stage(tmp_path / "cut.dali", 4, 2, None, "m/1")
