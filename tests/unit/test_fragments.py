@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
+from unified_backend import ahead
+from unified_backend.cache import Cache
+from unified_backend.engines import Canonical, Threads
+from unified_backend.engines.openvino import OpenVino
 from unified_backend.errors import ConfigError
+from unified_backend.loading import describe
+from unified_backend.settings import Settings
 from unified_backend.stages.expression import parse
 from unified_backend.stages.fragments import compose
 from unified_backend.tensors import Signature, TensorSpec
@@ -138,8 +145,9 @@ def require_detections(found, boxes, scores, iou, least, most):
         np.testing.assert_allclose(
             found["boxes"][row, :count], boxes[row][[one[2] for one in expected]].reshape(-1, 4), rtol=1e-4, atol=1e-4
         )
-        for name in ("boxes", "scores", "classes"):
+        for name in ("boxes", "scores"):
             assert not found[name][row, count:].any()
+        assert (found["classes"][row, count:] == -1).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -196,7 +204,7 @@ def test_yolo_heads(version, dtype):
         head = np.concatenate([centred, np.full((2, 40, 1), 0.5), scores], 2)
         scores = scores / 2
         shape = ["N", "M", 8]
-    found = Answers({"head": shape}, f"yolo({version}, score=0.2, max=30)", dtype)(head=head)
+    found = Answers({"head": shape}, f"yolo({version}, score=0.2, max=30, multi_label=true)", dtype)(head=head)
     require_detections(found, boxes, scores, 0.5, 0.2, 30)
 
 
@@ -293,3 +301,137 @@ def test_names_of_the_graph_are_not_taken_twice():
         "scores_1": [[5, 2]],
         "indices_1": [[1, 2]],
     }
+
+
+def of_best_class(scores):
+    """The scores without those of other classes than a box's best."""
+    return np.where(np.arange(scores.shape[-1]) == scores.argmax(-1)[..., None], scores, -1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("opset", [11, 13, 18, 21])
+def test_yolo_gives_a_box_its_best_class_and_leaves_out_what_follows_the_classes(batch, opset):
+    boxes, scores = random_boxes(batch, batch, 40, 3)
+    centred = np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], 2)
+    masks = np.ones((batch, 40, 32))
+    head = np.concatenate([centred, scores, masks], 2).transpose(0, 2, 1)
+    found = Answers({"head": ["N", 39, 40]}, "yolo(8, classes=3, max=30)", opset=opset)(head=head)
+    require_detections(found, boxes, of_best_class(scores), 0.5, 0.25, 30)
+
+
+def test_coordinates_of_half_precision_are_computed_in_single():
+    """FP16 has steps of 1 from 1024 on."""
+    head = np.float16([[[1100], [1201], [1], [3], [0.75]]])
+    found = Answers({"head": ["N", 5, 1]}, "yolo(8, max=1)", "FP16")(head=head)
+    assert found["boxes"].tolist() == [[[1099.5, 1199.5, 1100.5, 1202.5]]]
+
+
+def test_nothing_has_no_label(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\n\u2028\n")
+    boxes, scores = random_boxes(1, 2, 6, 2)
+    scores[0] = 0
+    text = f'nms(boxes=b, scores=s, max=3, labels="{tmp_path / "names.txt"}", scores_last=true)'
+    found = Answers({"b": ["N", 6, 4], "s": ["N", 6, 2]}, text)(b=boxes, s=scores)
+    assert found["count"][0] == 0
+    assert found["labels"][0].tolist() == ["", "", ""]
+    names = np.array(["cat", "\u2028", ""], object)
+    assert found["labels"][1].tolist() == names[found["classes"][1]].tolist()
+
+
+def test_topk_of_another_axis_and_of_scores_from_a_bound_on(tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd")
+    text = f'topk(3, "{tmp_path / "names.txt"}", axis=1, score=0.2)'
+    for dtype in NUMBERS:
+        answers = Answers({"y": ["N", 4, 1, 1]}, text, dtype)
+        found = answers(y=np.reshape([[0.25, 0.125, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]], (2, 4, 1, 1)))
+        assert found["scores"].shape == (2, 3, 1, 1)
+        assert found["indices"][..., 0, 0].tolist() == [[2, 0, -1], [3, -1, -1]]
+        assert found["scores"][..., 0, 0].tolist() == [[0.5, 0.25, 0], [1, 0, 0]]
+        assert found["labels"][..., 0, 0].tolist() == [["c", "a", ""], ["d", "", ""]]
+
+
+SCALER = "ai.onnx.ml.Scaler<offset=[0.0], scale=[-1.0]>"
+FLOAT4 = "(float[N,4] x) => (float[N,4] y)"
+INNER = (
+    "g (float[N,4] x, bool c) => (float[N,4] y) { y = If (c) <then_branch = t () => (float[N,4] scores) "
+    "{ scores = Neg(x) }, else_branch = e () => (float[N,4] indices) { indices = Identity(x) }> }"
+)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f'<ir_version: 8, opset_import: ["":17]> {INNER}',
+        f'<ir_version: 3, opset_import: ["":9]> g {FLOAT4} {{ y = Neg(x) }}',
+        f'<ir_version: 8, opset_import: ["ai.onnx.ml":3]> g {FLOAT4} {{ y = {SCALER}(x) }}',
+    ],
+    ids=["names-in-a-branch", "ir-version-3", "no-default-domain"],
+)
+def test_unusual_models_are_composed_too(written):
+    model = onnx.parser.parse_model(written)
+    y = TensorSpec("y", "FP32", ("N", 4))
+    made = compose(model, Signature((), (y,)), parse("topk(2)"), "net/1")
+    onnx.checker.check_model(made.model, full_check=True)
+    session = onnxruntime.InferenceSession(made.model.SerializeToString())
+    feeds = {"x": np.float32([[1, 2, 3, 4]])} | ({"c": np.array(True)} if len(session.get_inputs()) > 1 else {})
+    scores, indices = session.run(None, feeds)
+    assert scores.tolist() == [[-1, -2]]
+    assert indices.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("softmax | topk(3)", {"y": ["N", 7]}),
+        ("nms(boxes=b, scores=s, max=9, scores_last=true)", {"b": ["N", 12, 4], "s": ["N", 12, 3]}),
+        ("nms(boxes=b, scores=s, per_class=false, scores_last=true)", {"b": ["N", 12, 4], "s": ["N", 12, 3]}),
+        ("yolo(8, max=20)", {"head": ["N", 7, 30]}),
+        ("ctc_greedy", {"y": ["N", 11, 3]}),
+    ],
+)
+def test_openvino_gives_the_same(tmp_path, text, shapes):
+    answers = Answers(shapes, text)
+    onnx.save(answers.made.model, tmp_path / "model.onnx")
+    canonical = Canonical("net/1", tmp_path / "model.onnx", "", answers.made.signature)
+    runner = OpenVino().load(canonical, None, Settings(), Threads(1))
+    names = [spec.name for spec in answers.made.signature.outputs]
+    boxes, scores = random_boxes(0, 2, 12, 3)
+    random = np.random.default_rng(1)
+    given_all = {
+        "b": boxes,
+        "s": scores,
+        **{name: random.random((2, *shapes[name][1:])) for name in shapes.keys() - "bs"},
+    }
+    for scale in (1,) if "topk" in text else (1, 0):  # with 0 nothing stays; of equal scores its TopK takes any
+        arrays = {name: (given_all[name] * scale).astype(np.float32) for name in shapes}
+        wanted = answers(**arrays)
+        made = runner.run({f"{name}_in": array for name, array in arrays.items()}, names)
+        for name, array in zip(names, made, strict=True):
+            assert array.dtype == wanted[name].dtype
+            np.testing.assert_allclose(array, wanted[name], atol=1e-5, err_msg=name)
+
+
+CLASSIFIER = Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
+RECOGNISER = Path(__file__).resolve().parents[2] / "model_repository" / "ocr_recognition" / "1" / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [(CLASSIFIER, "softmax(axis=1) | topk(5, axis=1)"), (RECOGNISER, 'ctc_greedy(charset="metadata:character")')],
+    ids=["topk", "ctc_greedy"],
+)
+def test_tensorrt_rtx_builds_it_behind_a_real_model(tmp_path, path, text):
+    """For a GPU that is not here."""
+    model = onnx.load(path)
+    session = onnxruntime.InferenceSession(str(path))
+    (y,) = session.get_outputs()
+    made = compose(model, Signature((), (TensorSpec(y.name, "FP32", tuple(y.shape)),)), parse(text), "net/1")
+    folder = tmp_path / "models" / "net" / "1"
+    folder.mkdir(parents=True)
+    onnx.save(made.model, folder / "model.onnx")
+    with Cache(tmp_path / "cache") as cache:
+        target = ahead.target("sm89")
+        assert target is not None
+        ahead.build_ahead(describe("net/1", folder, {}, cache), target, cache)
+        (plan,) = cache.store.root.glob("entries/**/model.plan")
+        assert plan.stat().st_size > 50_000

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAGMENTS", "RECIPE", "Composed", "LookUp", "compose"]
 
-RECIPE = 1  # part of the composed model's key: raised when the same call would give another graph
+RECIPE = 2  # part of the composed model's key: raised when the same call would give another graph
 
 Fragment = Callable[[Graph, Options], list[LookUp]]
 

@@ -18,7 +18,8 @@ _OPEN = 2**31 - 1  # end of a slice that goes to the end
 
 
 def nms(graph: Graph, options: Options) -> list[LookUp]:
-    """`nms(boxes=NAME, scores=NAME, iou=0.5, score=0.25, max=100, format=xyxy, per_class=true, labels=FILE)`.
+    """`nms(boxes=NAME, scores=NAME, iou=0.5, score=0.25, max=100, format=xyxy, per_class=true, multi_label=true,
+    labels=FILE)`.
 
     Takes boxes `[N, M, 4]` and scores `[N, M, C]` or `[N, C, M]` (`scores_last=true|false`; the axis that is M where
     that can be told); gives what `_detections` does.
@@ -34,13 +35,13 @@ def nms(graph: Graph, options: Options) -> list[LookUp]:
     classes = scores.shape[2] if last else scores.shape[1]
     by_class = graph.tensor(scores.name)
     by_class = graph.node("Transpose", by_class, perm=[0, 2, 1]) if last else by_class
-    corners = _corners(graph, graph.tensor(boxes.name), form, boxes.dtype)
-    batch = boxes.shape[0]
-    return _detections(graph, options, [boxes.name, scores.name], corners, by_class, boxes.dtype, batch, classes)
+    corners = _corners(graph, _as_float(graph, graph.tensor(boxes.name), boxes.dtype), form)
+    by_class = _as_float(graph, by_class, scores.dtype)
+    return _detections(graph, options, [boxes.name, scores.name], corners, by_class, boxes.shape[0], classes)
 
 
 def yolo(graph: Graph, options: Options) -> list[LookUp]:
-    """`yolo(version=8, of=NAME, ...)`, with the options of `nms`: the head of YOLOv8 and later, or of YOLOv5.
+    """`yolo(version=8, classes=C, of=NAME, ...)`, with the options of `nms`: the head of YOLOv8 or YOLOv5.
 
     Version 8: `[N, 4 + C, M]`, boxes as centre, width and height, scores of classes below them (Ultralytics, Detect
     head of an export). Version 5: `[N, M, 5 + C]`, whose fifth value, of the box, is multiplied into the classes'.
@@ -49,20 +50,25 @@ def yolo(graph: Graph, options: Options) -> list[LookUp]:
     spec = options.output(list(graph.outputs.values()))
     if not spec.shape or len(spec.shape) != 3:
         raise options.wrong(f"{spec.name} is {spec.dims}", "The head has [N, 4 + C, M] (8) or [N, M, 5 + C] (5)")
-    head = graph.tensor(spec.name)
+    head = _as_float(graph, graph.tensor(spec.name), spec.dtype)
     before = 4 if version == 8 else 5
     width = spec.shape[1 if version == 8 else 2]
     if isinstance(width, int) and width <= before:
         raise options.wrong(f"{spec.name} is {spec.dims}", f"Version {version} has {before} values before the classes")
     if version == 8:
         head = graph.node("Transpose", head, perm=[0, 2, 1])
-    scores = _sliced(graph, head, before, _OPEN)
+    classes: Any = width - before if isinstance(width, int) else None
+    if "classes" in options.call.options:  # behind them a segmentation head has coefficients of masks
+        number = options.count("classes")
+        if classes is not None and number > classes:
+            raise options.wrong(f"classes is {number}, and {spec.name} has {classes}", f"Write {classes} or less")
+        classes = number
+    scores = _sliced(graph, head, before, _OPEN if classes is None else before + classes)
     if version == 5:
         scores = graph.node("Mul", scores, _sliced(graph, head, 4, 5))
-    corners = _corners(graph, _sliced(graph, head, 0, 4), "cxcywh", spec.dtype)
+    corners = _corners(graph, _sliced(graph, head, 0, 4), "cxcywh")
     by_class = graph.node("Transpose", scores, perm=[0, 2, 1])
-    classes = width - before if isinstance(width, int) else None
-    return _detections(graph, options, [spec.name], corners, by_class, spec.dtype, spec.shape[0], classes)
+    return _detections(graph, options, [spec.name], corners, by_class, spec.shape[0], classes, several=False)
 
 
 def ssd(graph: Graph, options: Options) -> list[LookUp]:
@@ -86,20 +92,22 @@ def ssd(graph: Graph, options: Options) -> list[LookUp]:
     number = boxes.shape[1]
     if anchors.ndim != 2 or anchors.shape[1] != 4 or (isinstance(number, int) and number != len(anchors)):
         raise options.wrong(f"anchors are {list(anchors.shape)}, and {boxes.name} is {boxes.dims}", "They are [M, 4]")
-    given = graph.node("Mul", graph.tensor(boxes.name), graph.constant(variances, boxes.dtype))
-    centres = graph.constant(anchors[None, :, :2], boxes.dtype)
-    sizes = graph.constant(anchors[None, :, 2:], boxes.dtype)
+    given = graph.node(
+        "Mul", _as_float(graph, graph.tensor(boxes.name), boxes.dtype), graph.constant(variances, np.float32)
+    )
+    centres = graph.constant(anchors[None, :, :2], np.float32)
+    sizes = graph.constant(anchors[None, :, 2:], np.float32)
     centre = graph.node("Add", graph.node("Mul", _sliced(graph, given, 0, 2), sizes), centres)
     size = graph.node("Mul", graph.node("Exp", _sliced(graph, given, 2, 4)), sizes)
-    corners = _corners(graph, graph.node("Concat", centre, size, axis=-1), "cxcywh", boxes.dtype)
-    kept = graph.tensor(scores.name)
+    corners = _corners(graph, graph.node("Concat", centre, size, axis=-1), "cxcywh")
+    kept = _as_float(graph, graph.tensor(scores.name), scores.dtype)
     classes = scores.shape[2]
     if background == 0:
         kept = _sliced(graph, kept, 1, _OPEN)
         classes = classes - 1 if isinstance(classes, int) else None
     by_class = graph.node("Transpose", kept, perm=[0, 2, 1])
     names = [boxes.name, scores.name]
-    return _detections(graph, options, names, corners, by_class, boxes.dtype, boxes.shape[0], classes)
+    return _detections(graph, options, names, corners, by_class, boxes.shape[0], classes)
 
 
 def _detections(
@@ -108,24 +116,31 @@ def _detections(
     consumed: Sequence[str],
     corners: str,
     scores: str,
-    dtype: str,
     batch: int | str | None,
     classes: Any,
+    several: bool = True,
 ) -> list[LookUp]:
     """`boxes [N, max, 4]` (x1, y1, x2, y2), `scores [N, max]`, `classes [N, max]` INT64 and `count [N, 1]` INT64.
 
-    These are the boxes that stay, FP32: the largest scores first, and zeros behind the last, so that samples can share
-    a batch.
+    These are the boxes that stay, FP32: the largest scores first, and zeros of class -1 behind the last, so that
+    samples can share a batch.
 
     Args:
-        corners: `[N, M, 4]`.
-        scores: `[N, C, M]`.
+        corners: `[N, M, 4]` FP32: half precision has no whole numbers beyond 2048.
+        scores: `[N, C, M]` FP32.
+        several: the default of `multi_label`: a box may stay with several classes, else with its best alone.
     """
     iou, least = options.number("iou", 0.5, 0, 1), options.number("score", 0.25, 0, 1)
     most, per_class = options.count("max", 100), options.switch("per_class", True)
-    labels = options.file("labels", None)
-    judged, points = _as_float(graph, scores, dtype), _as_float(graph, corners, dtype)
+    labels, several = options.file("labels", None), options.switch("multi_label", several)
+    judged, points = scores, corners
     kind = ""
+    if per_class and not several:
+        best_class = graph.node("ArgMax", scores, axis=1, keepdims=1)
+        size = graph.node("Squeeze", _sliced_shape(graph, scores, 1, 2), graph.constant([0]))
+        order = graph.node("Range", graph.constant(0), size, graph.constant(1))
+        own = graph.node("Equal", graph.node("Unsqueeze", order, graph.constant([0, 2])), best_class)
+        judged = graph.node("Where", own, scores, graph.constant(-1.0, np.float32))
     if not per_class:  # every box is of its best class, and overlaps boxes of all
         judged, kind = graph.node("TopK", judged, graph.constant([1]), outputs=2, axis=1)
     thresholds = (graph.constant([iou], np.float32), graph.constant([least], np.float32))
@@ -153,7 +168,7 @@ def _detections(
         found = graph.node("Div", safe, number)
     else:
         found = graph.node("GatherElements", graph.node("Squeeze", kind, graph.constant([1])), at, axis=1)
-    kinds = graph.node("Where", there, found, graph.constant(0))
+    kinds = graph.node("Where", there, found, graph.constant(-1))
     repeated = graph.node("Expand", graph.node("Unsqueeze", at, graph.constant([2])), graph.constant([1, 1, 4]))
     boxes = graph.node("GatherElements", points, repeated, axis=1)
     mask = graph.node("Unsqueeze", there, graph.constant([2]))
@@ -172,15 +187,15 @@ def _detections(
     return [LookUp("labels", (names[2],), "labels", read_labels(labels, classes, options))]
 
 
-def _corners(graph: Graph, boxes: str, form: str, dtype: str) -> str:
-    """Boxes as x1, y1, x2, y2."""
+def _corners(graph: Graph, boxes: str, form: str) -> str:
+    """Boxes as x1, y1, x2, y2, FP32."""
     if form == "xyxy":
         return boxes
     first, second = _sliced(graph, boxes, 0, 2), _sliced(graph, boxes, 2, 4)
     if form == "yxyx":
         return str(graph.node("Gather", boxes, graph.constant([1, 0, 3, 2]), axis=2))
     if form == "cxcywh":
-        half = graph.node("Mul", second, graph.constant(0.5, dtype))
+        half = graph.node("Mul", second, graph.constant(0.5, np.float32))
         return str(graph.node("Concat", graph.node("Sub", first, half), graph.node("Add", first, half), axis=2))
     return str(graph.node("Concat", first, graph.node("Add", first, second), axis=2))
 

@@ -48,19 +48,26 @@ def argmax(graph: Graph, options: Options) -> list[LookUp]:
 
 
 def topk(graph: Graph, options: Options) -> list[LookUp]:
-    """`topk(5, labels=FILE)`: of the last axis the largest k: `scores` and `indices` INT64, largest first.
+    """`topk(5, labels=FILE, score=S, axis=-1)`: of an axis the largest k: `scores` and `indices` INT64, largest first.
 
-    With labels there is an output `labels` beside them.
+    With labels there is an output `labels` beside them. Scores below S are 0, with the index -1 and the label "".
     """
     k = options.count("k", 5)
     labels = options.file("labels", None)
     spec = options.output(list(graph.outputs.values()))
     shape = _shape(options, spec)
-    classes = shape[-1]
+    axis = options.axis(len(shape)) % len(shape)
+    least = options.number("score", None, float("-inf")) if "score" in options.call.options else None
+    classes = shape[axis]
     if isinstance(classes, int) and k > classes:
         raise options.wrong(f"k is {k}, and {spec.name} has {classes} classes", f"Write {classes} or less")
-    scores, indices = graph.node("TopK", graph.tensor(spec.name), graph.constant([k]), outputs=2, axis=-1)
-    shape = (*shape[:-1], k)
+    scores, indices = graph.node("TopK", graph.tensor(spec.name), graph.constant([k]), outputs=2, axis=axis)
+    if least is not None:
+        bound = graph.constant(least, "FP32")
+        low = graph.node("Less", scores if spec.dtype == "FP32" else graph.node("Cast", scores, to=1), bound)
+        scores = graph.node("Where", low, graph.node("Mul", scores, graph.constant(0, spec.dtype)), scores)
+        indices = graph.node("Where", low, graph.constant(-1), indices)
+    shape = (*shape[:axis], k, *shape[axis + 1 :])
     _, index = graph.replace([spec.name], {"scores": (scores, spec.dtype, shape), "indices": (indices, "INT64", shape)})
     if labels is None:
         return []

@@ -41,6 +41,8 @@ class Graph:
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in signature.outputs}
         self._tensors = {spec.name: spec.name for spec in signature.outputs}
         self._taken = _names(self.model.graph)
+        # Before, what is an initializer must be an input as well.
+        self.model.ir_version = max(self.model.ir_version, 4)
         self._count = 0
 
     def tensor(self, output: str) -> str:
@@ -125,6 +127,9 @@ def _of_opset(model: onnx.ModelProto, label: str) -> onnx.ModelProto:
     version = next((row.version for row in model.opset_import if row.domain in ("", "ai.onnx")), 0)
     if version >= _LOWEST_OPSET:
         return model
+    if not version:  # trees have operators of another domain alone
+        model.opset_import.add(domain="", version=_LOWEST_OPSET)
+        return model
     try:
         return version_converter.convert_version(model, _LOWEST_OPSET)
     except Exception as error:  # noqa: BLE001 - whatever the converter raises is told
@@ -136,6 +141,16 @@ def _of_opset(model: onnx.ModelProto, label: str) -> onnx.ModelProto:
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
-    """Every name in a graph."""
+    """Every name in a graph and in those inside it, which may not have a name twice."""
+    inner = {
+        name
+        for node in graph.node
+        for attribute in node.attribute
+        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+        for name in _names(body)
+    }
+    inner |= {tensor.values.name for tensor in graph.sparse_initializer}
     nodes = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
-    return nodes | {value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+    return (
+        nodes | inner | {value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info)}
+    )

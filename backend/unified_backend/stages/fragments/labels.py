@@ -77,7 +77,7 @@ def read_labels(path: Path, classes: int | str | None, options: Options) -> tupl
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise options.wrong(f"{path.name} is no list of names in JSON", 'Write ["first", "second"]')
     else:
-        names = text.splitlines()
+        names = text.removesuffix("\n").split("\n")  # not splitlines: U+2028 may be in a label
     if isinstance(classes, int) and len(names) < classes:
         raise options.wrong(
             f"{path.name} has {len(names)} labels, and the model {classes} classes", "Write one line a class"
