@@ -51,7 +51,10 @@ class Finder:
 
     def stage(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """What a stage makes, held to what it declares."""
-        return dict(self.stages[name].run(feeds).arrays)
+        rows = self.stages[name].run(feeds)
+        for error in rows.failed.values():
+            raise error
+        return dict(rows.arrays)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def test_boxes_that_overlap_become_one_and_those_that_do_not_stay(finder: Finder
 
 
 def test_what_is_no_image_is_the_requests_fault(finder: Finder) -> None:
-    with pytest.raises(RequestError, match=r"prepare\.py refused the input"):
+    with pytest.raises(RequestError, match=r"prepare\.py: sample 0 of encoded"):
         finder.stage("prepare", encoded=np.array([[b"GIF89a"]], object))
 
 

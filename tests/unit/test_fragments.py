@@ -31,7 +31,9 @@ NUMBERS = {"FP32": (TensorProto.FLOAT, np.float32), "FP16": (TensorProto.FLOAT16
 class Answers:
     """A model that gives its inputs back, with fragments behind its outputs."""
 
-    def __init__(self, shapes: dict[str, Sequence[int | str]], text: str, dtype="FP32", opset=18, metadata=None):
+    def __init__(
+        self, shapes: dict[str, Sequence[int | str]], text, dtype="FP32", opset=18, metadata=None, folder=None
+    ):
         kind, self._numpy = NUMBERS[dtype]
         graph = helper.make_graph(
             [helper.make_node("Identity", [f"{name}_in"], [name]) for name in shapes],
@@ -43,7 +45,8 @@ class Answers:
         helper.set_model_props(model, metadata or {})
         specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, shape in shapes.items())
         inputs = tuple(TensorSpec(f"{name}_in", dtype, tuple(shape)) for name, shape in shapes.items())
-        self.made = compose(model, Signature(inputs, specs), parse(text), "net/1")
+        calls = [call.with_files([folder] if folder else []) for call in parse(text)]
+        self.made = compose(model, Signature(inputs, specs), calls, "net/1")
         onnx.checker.check_model(self.made.model, full_check=True)
         assert {node.domain for node in self.made.model.graph.node} <= {"", "ai.onnx"}
         self._session = onnxruntime.InferenceSession(self.made.model.SerializeToString())
@@ -101,9 +104,9 @@ def test_labels_are_looked_up(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content.encode())
     scores = [[1, 5, 2], [9, 0, 1]]
-    found = Answers({"scores": ["N", 3]}, f'topk(2, labels="{path}")')(scores=scores)
+    found = Answers({"scores": ["N", 3]}, f'topk(2, labels="{name}")', folder=tmp_path)(scores=scores)
     assert found["labels"].tolist() == [["horse", "dog"], ["cat", "dog"]]
-    found = Answers({"scores": ["N", 3]}, f'argmax(labels="{path}")')(scores=scores)
+    found = Answers({"scores": ["N", 3]}, f'argmax(labels="{name}")', folder=tmp_path)(scores=scores)
     assert found["label"].tolist() == [["horse"], ["cat"]]
 
 
@@ -215,9 +218,9 @@ def test_ssd_decodes_anchors(tmp_path):
     centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     given = np.concatenate([(centre - anchors[:, :2]) / anchors[:, 2:] / 0.1, np.log(size / anchors[:, 2:]) / 0.2], 2)
     np.save(tmp_path / "anchors.npy", anchors)
-    text = f'ssd("{tmp_path / "anchors.npy"}", boxes=b, scores=s, background=0)'
+    text = "ssd(anchors.npy, boxes=b, scores=s, background=0)"
     with_background = np.concatenate([np.ones((2, 25, 1)), scores], 2)
-    answers = Answers({"b": ["N", 25, 4], "s": ["N", 25, 4]}, text)
+    answers = Answers({"b": ["N", 25, 4], "s": ["N", 25, 4]}, text, folder=tmp_path)
     require_detections(answers(b=given, s=with_background), boxes, scores, 0.5, 0.25, 100)
 
 
@@ -246,7 +249,7 @@ def test_ctc_is_what_its_definition_says(x):
 def test_ctc_reads_text_by_a_charset(tmp_path):
     (tmp_path / "letters.txt").write_text("h\ni\n")
     steps = np.eye(4)[[[0, 1, 1, 0, 2, 3, 1], [0, 0, 0, 0, 0, 0, 0]]]
-    by_file = Answers({"steps": ["N", "T", 4]}, f'ctc_greedy("{tmp_path / "letters.txt"}")')(steps=steps)
+    by_file = Answers({"steps": ["N", "T", 4]}, "ctc_greedy(letters.txt)", folder=tmp_path)(steps=steps)
     assert by_file["text"].tolist() == [["hi h"], [""]]
     metadata = {"character": "h\ni\n \n"}
     by_model = Answers({"steps": ["N", "T", 4]}, 'ctc_greedy("metadata:character")', metadata=metadata)(steps=steps)
@@ -289,7 +292,7 @@ def test_what_does_not_fit_is_named(shapes, text, why):
 def test_labels_that_are_too_few(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     with pytest.raises(ConfigError, match=r"labels.txt has 2 labels, and the model 3 classes"):
-        Answers({"y": ["N", 3]}, f'topk(2, labels="{tmp_path / "labels.txt"}")')
+        Answers({"y": ["N", 3]}, "topk(2, labels=labels.txt)", folder=tmp_path)
 
 
 def test_names_of_the_graph_are_not_taken_twice():
@@ -330,8 +333,8 @@ def test_nothing_has_no_label(tmp_path):
     (tmp_path / "names.txt").write_text("cat\n\u2028\n")
     boxes, scores = random_boxes(1, 2, 6, 2)
     scores[0] = 0
-    text = f'nms(boxes=b, scores=s, max=3, labels="{tmp_path / "names.txt"}", scores_last=true)'
-    found = Answers({"b": ["N", 6, 4], "s": ["N", 6, 2]}, text)(b=boxes, s=scores)
+    text = "nms(boxes=b, scores=s, max=3, labels=names.txt, scores_last=true)"
+    found = Answers({"b": ["N", 6, 4], "s": ["N", 6, 2]}, text, folder=tmp_path)(b=boxes, s=scores)
     assert found["count"][0] == 0
     assert found["labels"][0].tolist() == ["", "", ""]
     names = np.array(["cat", "\u2028", ""], object)
@@ -340,9 +343,9 @@ def test_nothing_has_no_label(tmp_path):
 
 def test_topk_of_another_axis_and_of_scores_from_a_bound_on(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\nc\nd")
-    text = f'topk(3, "{tmp_path / "names.txt"}", axis=1, score=0.2)'
+    text = "topk(3, names.txt, axis=1, score=0.2)"
     for dtype in NUMBERS:
-        answers = Answers({"y": ["N", 4, 1, 1]}, text, dtype)
+        answers = Answers({"y": ["N", 4, 1, 1]}, text, dtype, folder=tmp_path)
         found = answers(y=np.reshape([[0.25, 0.125, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]], (2, 4, 1, 1)))
         assert found["scores"].shape == (2, 3, 1, 1)
         assert found["indices"][..., 0, 0].tolist() == [[2, 0, -1], [3, -1, -1]]

@@ -12,7 +12,7 @@ import pytest
 import synthesised
 from scipy import signal
 from unified_backend.errors import RequestError
-from unified_backend.stages.python_function import python_stage
+from unified_backend.stages.user_code import user_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = json.loads((ROOT / "tests/data/listen/basic_pitch.json").read_text(encoding="utf-8"))
@@ -24,7 +24,9 @@ class Listener:
 
     def __init__(self) -> None:
         names = ("prepare", "windows", "notes")
-        self.stages = {name: python_stage(ROOT / "ensembles/listen" / f"{name}.py", "listen") for name in names}
+        self.stages = {
+            name: user_stage(ROOT / "ensembles/listen" / f"{name}.py", 1, 1, None, "listen") for name in names
+        }
         self.model = onnxruntime.InferenceSession((ROOT / "ensembles/listen/models/pitch.onnx").read_bytes())
 
     def listen(self, encoded: bytes) -> dict[str, np.ndarray]:
@@ -43,7 +45,10 @@ class Listener:
 
     def stage(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """What a stage makes, held to what it declares."""
-        return dict(self.stages[name].run(feeds).arrays)
+        rows = self.stages[name].run(feeds)
+        for error in rows.failed.values():
+            raise error
+        return dict(rows.arrays)
 
 
 @pytest.fixture(scope="module")
@@ -119,5 +124,5 @@ def test_a_note_that_is_too_short_is_none(listener: Listener) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"no sound at all", synthesised.wav(np.zeros(9))[:30]])
 def test_what_is_no_wav_file_is_the_requests_fault(listener: Listener, content: bytes) -> None:
-    with pytest.raises(RequestError, match=r"prepare\.py refused the input"):
+    with pytest.raises(RequestError, match=r"prepare\.py: sample 0 of encoded"):
         listener.stage("prepare", encoded=np.array([[content]], object))

@@ -69,6 +69,6 @@ def key_of_composed(canonical: str, fragments: Sequence[Call]) -> Key:
 
 
 def _written(value: Any) -> Any:
-    if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_file():
-        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    if isinstance(value, Path):
+        return hashlib.sha256(value.read_bytes()).hexdigest()
     return list(map(_written, value)) if isinstance(value, tuple) else value

@@ -165,7 +165,7 @@ def surroundings(label: str, folder: Path, settings: Settings, config: Mapping[s
                 "what is composed onto the graph comes before what runs after it",
                 "Write the file last",
             )
-    return Around(label, before, tuple(_with_paths(call, folder) for call in calls), after, config)
+    return Around(label, before, tuple(call.with_files((folder, folder.parent)) for call in calls), after, config)
 
 
 def _file(label: str, folder: Path, parameter: str, call: Call) -> Path | None:
@@ -186,21 +186,6 @@ def _file(label: str, folder: Path, parameter: str, call: Call) -> Path | None:
 def _beside(folder: Path, name: str) -> Path | None:
     """The stage that a version folder carries."""
     return next((folder / f"{name}{suffix}" for suffix in _FILES if (folder / f"{name}{suffix}").is_file()), None)
-
-
-def _with_paths(call: Call, folder: Path) -> Call:
-    """The call with the names of files as paths, where these are in the version folder or beside it."""
-
-    def found(value: Any) -> Any:
-        if isinstance(value, str) and ".." not in Path(value).parts:
-            for place in (folder, folder.parent):
-                if (place / value).is_file():
-                    return str(place / value)
-        return value
-
-    return Call(
-        call.name, tuple(map(found, call.arguments)), {name: found(value) for name, value in call.options.items()}
-    )
 
 
 def _matched(stage: Stage, inputs: Sequence[TensorSpec], label: str, file: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from unified_backend.errors import ConfigError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Stage
+from unified_backend.stages.audio import audio_stage
 from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.expression import Call
 from unified_backend.stages.image import image_stage
@@ -16,6 +17,8 @@ from unified_backend.stages.presets import PRESETS
 from unified_backend.tensors import TensorSpec
 
 __all__ = ["ready_stage"]
+
+_AUDIO = "audio"
 
 
 def ready_stage(
@@ -30,7 +33,7 @@ def ready_stage(
     """The stage that a call names, and the engine's input that it makes.
 
     The option `feeds` names that input where the engine has several. What requests bring is called as the first input
-    of config.pbtxt that is not another of the engine's, else `image`; it is encoded files, one a sample,
+    of config.pbtxt that is not another of the engine's, else `image` or `audio`; it is encoded files, one a sample,
     unless the config has TYPE_UINT8 there: then it is pixels.
 
     Args:
@@ -40,7 +43,7 @@ def ready_stage(
     Raises:
         ConfigError: there is no such stage, input or option.
     """
-    known = tuple(PRESETS)
+    known = (*PRESETS, _AUDIO)
     if call.name not in known:
         close = difflib.get_close_matches(call.name, known, n=1)
         raise ConfigError(
@@ -55,8 +58,10 @@ def ready_stage(
     others = {spec.name for spec in inputs} - {target.name}
     rows: list[Mapping[str, Any]] = config.get("input") or []
     row = next((row for row in rows if row.get("name") not in others), {})
-    name = str(row.get("name") or "image")
+    name = str(row.get("name") or ("audio" if call.name == _AUDIO else "image"))
     own = Call(call.name, call.arguments, options)
+    if call.name == _AUDIO:
+        return audio_stage(own, target, name, max_batch_size, threads, label), target.name
     encoded = row.get("data_type") != "TYPE_UINT8"
     return image_stage(own, target, name, encoded, max_batch_size, threads, gpu, label), target.name
 

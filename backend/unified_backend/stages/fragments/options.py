@@ -89,18 +89,20 @@ class Options:
     def text(self, name: str, default: Any = _REQUIRED) -> str | None:
         """A word or a quoted text; None where it is left out and need not be there."""
         value = self._taken(name, default)
+        if isinstance(value, Path):  # a file of this name lies there, and is not meant
+            value = value.name
         if value is not None and not isinstance(value, str):
             raise self.wrong(f"{name} is {value!r}", "Write a name")
         return value
 
     def file(self, name: str, default: Any = _REQUIRED) -> Path | None:
-        """A file that is there."""
-        value = self.text(name, default)
-        if value is not None and not Path(value).is_file():
+        """A file of the version folder or of the model's, which alone are paths here; see `Call.with_files`."""
+        value = self._taken(name, default)
+        if value is not None and not isinstance(value, Path):
             raise self.wrong(
                 f"{name} is {value}, and there is no such file", "Put it into the version folder or the model's folder"
             )
-        return None if value is None else Path(value)
+        return value
 
     def output(self, outputs: Sequence[TensorSpec], name: str = "of") -> TensorSpec:
         """The output that is worked on: the one that is named, or the only one."""
