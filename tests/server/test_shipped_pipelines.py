@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import made_models
 import numpy as np
 import pytest
 import skimage.data
@@ -38,14 +39,17 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     (folder / "ensembles/classify/models").mkdir(exist_ok=True)
     shutil.copyfile(torch_real_models.path("efficientnet.onnx"), folder / "ensembles/classify/models/efficientnet.onnx")
     repository = folder / "served"
-    with open_cache() as cache:
+    variables = made_models.toolchain_environment("tensorflow")  # converts the Keras file of faces
+    with pytest.MonkeyPatch.context() as patch, open_cache() as cache:
+        for name, value in variables.items():
+            patch.setenv(name, value)
         for name in PIPELINES:
             path = folder / "ensembles" / name / f"{name}.yaml"
             found = wired(read_definition(path), repository, cache)
             write_ensemble(found, repository, replace=False)
             path.write_text(path.read_text().replace(f"name: {name}\n", f"name: {name}_fused\n"))
             write_fused(wired(read_definition(path), repository, cache), repository, replace=False)
-    with start_server(repository) as server:
+    with start_server(repository, variables) as server:
         yield server
 
 
