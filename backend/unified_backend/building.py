@@ -24,7 +24,8 @@ from unified_backend import ahead, logs
 from unified_backend.cache import Cache
 from unified_backend.errors import CacheError, ConfigError, Refused, UnifiedError
 from unified_backend.gpus import gpu_of
-from unified_backend.loading import describe, load, open_cache
+from unified_backend.loading import open_cache
+from unified_backend.models import describe, load
 from unified_backend.pbtxt import gives_max_batch_size
 from unified_backend.repository import backend_of, our_config, version_folder, versions
 from unified_backend.server.preflight import model_folders

@@ -26,10 +26,11 @@ from unified_backend.formats.description import Description
 from unified_backend.formats.onnx import read_model
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.converted import converted
+from unified_backend.forms.foreign import foreign
 from unified_backend.forms.reference import Reference, canonical_of_onnx
-from unified_backend.loading import foreign
 from unified_backend.lookups import Lookup, Report
 from unified_backend.settings import Settings
+from unified_backend.stages.around import alone
 from unified_backend.tensors import Signature, TensorSpec
 from unified_backend.toolchains.catalogue import toolchain_for
 
@@ -145,7 +146,7 @@ def _of_others(source: Source, samples: Path | None, lookup: Lookup) -> _Found:
             "no toolchain takes them",
             "Export the model as ONNX",
         )
-    form = foreign(source, samples, lookup.settings, {}, lookup.cache.store.memo)
+    form = foreign(source, samples, lookup.settings, alone(source.label), lookup.cache.store.memo)
     passed, failure = True, ""
     try:
         made = converted(form, toolchain, lookup, Reference(source.label, lookup.settings))

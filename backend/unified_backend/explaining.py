@@ -15,19 +15,21 @@ from unified_backend.cache.catalogue import maker_of
 from unified_backend.cache.explaining import Difference, closest, differences
 from unified_backend.cache.manifest import DamagedError, Manifest
 from unified_backend.cache.remote import RemoteError
-from unified_backend.completion import fixed_dims
+from unified_backend.ensembles.opening import members
 from unified_backend.formats import Source, find_source
 from unified_backend.formats.parameters import refuse_unused
+from unified_backend.formats.pipeline import FORMAT
+from unified_backend.forms.composed import key_of_composed
 from unified_backend.forms.converted import key_of_conversion, key_of_converted
 from unified_backend.forms.direct import key_of_direct
-from unified_backend.forms.foreign import Foreign
+from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
 from unified_backend.forms.reference import ENGINES, PROFILED
 from unified_backend.gpus import gpu_of
-from unified_backend.loading import foreign
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
-from unified_backend.repository import chosen_filename, parameters_of
+from unified_backend.repository import chosen_filename, our_config, parameters_of, version_folder
 from unified_backend.settings import Settings, read_settings
+from unified_backend.stages.around import Around, surroundings
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.catalogue import Toolchain
 
@@ -86,17 +88,27 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     )
     source = find_source(label, folder, cache.store.memo, settings.source or chosen_filename(config))
     refuse_unused(source.format, settings, label)
+    if source.format == FORMAT:
+        return Explanation(source, [entry for model in members(folder, label) for entry in _of_member(model, cache)])
+    around = surroundings(label, folder, settings, config)
     lookup = _Lookup(label, cache)
     snapshot = Snapshot(cache.store.memo, source.files)
     if source.format != "onnx":
-        other = foreign(source, folder.parent / "samples", settings, config, cache.store.memo)
-        return Explanation(source, _entries_of_other(other, config, cache, lookup))
+        other = foreign(source, folder.parent / "samples", settings, around, cache.store.memo)
+        return Explanation(source, _entries_of_other(other, around, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entry = lookup.explained("canonical", canonical)
-    return Explanation(source, [entry, *_entries_after(canonical, settings, config, lookup)])
+    return Explanation(source, [entry, *_entries_after(canonical, settings, around, lookup)])
 
 
-def _entries_of_other(other: Foreign, config: Mapping[str, Any], cache: Cache, lookup: _Lookup) -> list[Explained]:
+def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
+    """The entries of a model of a pipeline, which say whose they are."""
+    label, folder = version_folder(model, None)
+    for entry in explain_model(label, folder, our_config(label, model), cache).entries:
+        yield dataclasses.replace(entry, name=f"{entry.name} of {model.name}")
+
+
+def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Lookup) -> list[Explained]:
     """Entries of a source that is not ONNX: of the first way whose entries are there, which a load takes; else of all,
     of which it takes the first that works.
     """
@@ -111,22 +123,23 @@ def _entries_of_other(other: Foreign, config: Mapping[str, Any], cache: Cache, l
                 entries.append(dataclasses.replace(made, reason=reason))
                 continue
             mine = [made, lookup.explained("canonical", key)]
-            after = partial(_entries_after, key, other.settings, config, lookup)
+            after = partial(_entries_after, key, other.settings, around, lookup)
         else:
             key = key_of_direct(other, way)
             mine = [lookup.explained(f"direct {way.name}", key)]
-            after = partial(_batching, key, config, lookup)
+            after = partial(_batching, key, around, lookup)
         if all(entry.state in ("cached", "remote") for entry in mine):
             return [*mine, *after()]
         entries += mine
     return entries
 
 
-def _entries_after(
-    canonical: Key, settings: Settings, config: Mapping[str, Any], lookup: _Lookup
-) -> Iterator[Explained]:
+def _entries_after(canonical: Key, settings: Settings, around: Around, lookup: _Lookup) -> Iterator[Explained]:
     """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine."""
-    yield from _batching(canonical, config, lookup)
+    if around.fragments:
+        canonical = key_of_composed(canonical.digest, around.fragments)
+        yield lookup.explained("composed", canonical)
+    yield from _batching(canonical, around, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
@@ -142,9 +155,9 @@ def _entries_after(
         break  # the rungs below it are built only where it fails
 
 
-def _batching(canonical: Key, config: Mapping[str, Any], lookup: _Lookup) -> Iterator[Explained]:
+def _batching(canonical: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
     if facts := lookup.facts(canonical):
-        fixed = fixed_dims(config, Signature.from_json(facts["signature"]))
+        fixed = around.fixed(Signature.from_json(facts["signature"]))
         yield lookup.explained("batching", batching_key(canonical.digest, fixed))
     else:
         reason = "it depends on the model's inputs, which the canonical entry will tell"

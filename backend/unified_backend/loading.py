@@ -11,24 +11,25 @@ from typing import Any
 from unified_backend import hosts
 from unified_backend.autotune import Timed, candidates, tuned
 from unified_backend.batching import Batching, prove_batching
-from unified_backend.cache import Cache, FileMemo, Snapshot
-from unified_backend.completion import ModelConfig, complete, fixed_dims
+from unified_backend.cache import Cache, Snapshot
+from unified_backend.completion import ModelConfig, complete
 from unified_backend.engines import Canonical, Engine, Runner, Threads, builds_slowly
 from unified_backend.errors import (
     ConfigError,
     EngineError,
     SourceChangedError,
     SourceError,
+    UnifiedError,
     VerificationError,
 )
-from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.formats import Source, find_source
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.built import AHEAD, Builder
-from unified_backend.forms.foreign import Foreign
+from unified_backend.forms.composed import composed
+from unified_backend.forms.foreign import foreign
 from unified_backend.forms.ladder import find
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
-from unified_backend.forms.stated import stated
 from unified_backend.gpus import Gpu
 from unified_backend.lookups import Lookup, Report
 from unified_backend.model_keys import batching_key
@@ -36,22 +37,35 @@ from unified_backend.repository import chosen_filename, parameters_of
 from unified_backend.rungs import Ladder, Rung
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
+from unified_backend.stages.around import Around, surroundings
+from unified_backend.stages.staged import Lookup as Looked
 from unified_backend.tensors import Signature
 from unified_backend.variables import cache_settings, default_max_batch_size
 
-__all__ = ["ENGINES", "Described", "Loaded", "Report", "build_only", "describe", "foreign", "load", "open_cache"]
+__all__ = ["ENGINES", "Described", "Loaded", "Report", "build_only", "describe", "load", "open_cache", "threads_of"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A model that is understood and not yet running: what auto_complete_config needs."""
+    """A model that is understood and not yet running: what auto_complete_config needs.
+
+    Attributes:
+        canonical: what engines are built from, fragments composed onto it.
+        around: the stages around the engine.
+        lookups: outputs that are looked up in what the engine gives.
+        signature: what requests bring and get.
+        config: completed.
+    """
 
     source: Source
     snapshot: Snapshot
     settings: Settings
     canonical: Canonical
+    around: Around
+    lookups: Mapping[str, Looked]
+    signature: Signature
     batching: Batching
     config: ModelConfig
     report: Report
@@ -63,6 +77,7 @@ class Loaded:
 
     Attributes:
         ladder: the rungs that were looked at, in their order; the last is the one that answers.
+        engine_runner: the engine alone; `runner` has the stages around it too.
         put_off: names of better engines that are not built yet, and that `build: background` has built while this one
             answers; the best first.
     """
@@ -72,6 +87,7 @@ class Loaded:
     reason: str
     threads: Threads
     runner: Runner
+    engine_runner: Runner
     ladder: tuple[Rung, ...]
     put_off: tuple[str, ...] = ()
 
@@ -115,50 +131,26 @@ def describe(
     lookup = Lookup(label, snapshot, settings, cache, report)
     reference = Reference(label, settings)
     with report.phase("describe"):
+        around = surroundings(label, folder, settings, config)
         if source.format == "onnx":
             canonical = canonical_of_onnx(source, settings, lookup, reference)
         else:
             samples = folder.parent / "samples"
-            canonical = find(foreign(source, samples, settings, config, cache.store.memo), lookup, reference)
+            canonical = find(foreign(source, samples, settings, around, cache.store.memo), lookup, reference)
+        lookups: Mapping[str, Looked] = {}
+        if around.fragments:
+            canonical, lookups = composed(canonical, around.fragments, lookup)
+            reference = Reference(label, settings)
+        signature = around.signature(canonical.signature, lookups)
+        fixed = around.fixed(canonical.signature)
     with report.phase("prove"):
-        batching = _batching(canonical, fixed_dims(config, canonical.signature), lookup, reference)
-    completed, notes = complete(
-        label, config, canonical.signature, batching, default_max_batch_size(), max_batch_size_given
-    )
+        batching = _batching(canonical, fixed, lookup, reference)
+    completed, notes = complete(label, config, signature, batching, default_max_batch_size(), max_batch_size_given)
     report.notes.extend((*canonical.notes, *notes))
-    canonical = dataclasses.replace(
-        canonical,
-        fixed=fixed_dims(completed, canonical.signature),
-        max_batch_size=int(completed["max_batch_size"]),
-    )
+    canonical = dataclasses.replace(canonical, fixed=fixed, max_batch_size=int(completed["max_batch_size"]))
     with report.phase("prove"):
         settings = with_profiles(canonical, settings, completed, lookup, reference)
-    return Described(source, snapshot, settings, canonical, batching, completed, report)
-
-
-def foreign(
-    source: Source, samples: Path | None, settings: Settings, config: Mapping[str, Any], memo: FileMemo
-) -> Foreign:
-    """A source that is not ONNX, described by its format.
-
-    Args:
-        samples: folder of the user's samples, `.npz` files with arrays under the inputs' names; it need not be there.
-
-    Raises:
-        SourceError: it cannot be read, or does not say what goes in and what comes out.
-        ConfigError: a parameter names what the model has not got.
-    """
-    try:
-        description = FORMATS[source.format].describe(source.path, settings, source.label)
-    except SourceError as error:
-        if error.what.startswith(f"{source.label}: "):
-            raise
-        # What reads a file knows the file's name only.
-        raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
-    found = tuple((path, memo.digest(path)) for path in sorted(samples.glob("*.npz"))) if samples else ()
-    description = stated(description, settings, config, [path for path, _ in found], source.label)
-    fixed = fixed_dims(config, Signature(description.inputs, description.outputs))
-    return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found)
+    return Described(source, snapshot, settings, canonical, around, lookups, signature, batching, completed, report)
 
 
 def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
@@ -175,7 +167,7 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
     put_off: list[str] = []
     chosen = only or settings.engine
     builder = _builder(described, cache)
-    threads = _threads(settings, described.config)
+    threads = threads_of(settings, described.config)
     fastest = None if only else _fastest(described, builder, threads, ladder)
     if fastest:
         chosen = fastest.engine
@@ -203,6 +195,8 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
                 raise SourceChangedError(canonical.label)
             if built is not None and AHEAD in built.facts:
                 builder.prove(engine, runner)
+            with report.phase("stages"):
+                whole = _staged(described, runner, threads)
         except (EngineError, SourceError, VerificationError) as error:
             ladder.missed(name, error.why, logging.WARNING)
             continue
@@ -211,7 +205,7 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
         why = f"the fastest: {fastest.words()}" if fastest else why
         ladder.took(name, "built in the background" if only else why)
         reason = "; ".join((why, *ladder.misses))
-        return Loaded(described, name, reason, threads, runner, tuple(ladder.rungs), tuple(put_off))
+        return Loaded(described, name, reason, threads, whole, runner, tuple(ladder.rungs), tuple(put_off))
     if put_off:  # nothing else takes the model: there is nothing to serve it by meanwhile
         logger.warning('not built in background model=%s engine=%s reason="no other rung"', canonical.label, put_off[0])
         return load(dataclasses.replace(described, settings=dataclasses.replace(settings, build="block")), cache)
@@ -235,8 +229,19 @@ def build_only(described: Described, name: str, cache: Cache) -> None:
 def _builder(described: Described, cache: Cache) -> Builder:
     canonical, settings = described.canonical, described.settings
     lookup = Lookup(canonical.label, described.snapshot, settings, cache, described.report)
-    fixed = fixed_dims(described.config, canonical.signature)
-    return Builder(canonical, settings, fixed, Reference(canonical.label, settings), lookup)
+    return Builder(canonical, settings, canonical.fixed, Reference(canonical.label, settings), lookup)
+
+
+def _staged(described: Described, runner: Runner, threads: Threads) -> Runner:
+    """The engine's runner with the stages around it; closed if one of these cannot be made."""
+    size = described.canonical.max_batch_size
+    try:
+        return described.around.staged(
+            runner, described.signature, described.lookups, size, threads.intra_op, described.settings.gpu
+        )
+    except UnifiedError:
+        runner.close()
+        raise
 
 
 def _fastest(described: Described, builder: Builder, threads: Threads, ladder: Ladder) -> Timed | None:
@@ -285,7 +290,7 @@ def _refuse_cache_inside(label: str, folder: Path, cache: Cache) -> None:
         )
 
 
-def _threads(settings: Settings, config: Mapping[str, Any]) -> Threads:
+def threads_of(settings: Settings, config: Mapping[str, Any]) -> Threads:
     """Threads of one instance: what the user set, else the cores divided by the model's instances."""
     instances = sum(int(group.get("count") or 1) for group in config.get("instance_group") or []) or 1
     share = max(1, hosts.cores() // instances)

@@ -10,6 +10,7 @@ from typing import Any
 
 from unified_backend.errors import ConfigError
 from unified_backend.gpus import Gpu
+from unified_backend.stages.expression import Call, parse
 from unified_backend.tensorrt_options import Profile, TensorRtOptions, tensorrt_parsers
 from unified_backend.values import (
     SWITCH,
@@ -85,6 +86,8 @@ class Settings:
         cudnn_conv_algo_search: as ONNX Runtime has it; None for EXHAUSTIVE where shapes are fixed, else HEURISTIC.
         gpu_mem_limit: bytes of ONNX Runtime's arena on the GPU; 0 for no limit.
         gpu_outputs: give outputs in memory of the GPU, to an ensemble's next step there or to CUDA shared memory.
+        preprocess: the stage before the engine, or a file of the version folder that has it.
+        postprocess: the stages after it, or such a file.
         tensorrt: what the parameters of TensorRT say; see `TensorRtOptions`, whose fields they are.
         profiles: that TensorRT builds for, derived from the model and its completed config; set by no parameter.
         gpu: the GPU that the instance runs on, which its instance group sets and no parameter; None for the CPU.
@@ -132,6 +135,8 @@ class Settings:
     cudnn_conv_algo_search: str | None = None
     gpu_mem_limit: int = 0
     gpu_outputs: bool = False
+    preprocess: tuple[Call, ...] = ()
+    postprocess: tuple[Call, ...] = ()
     tensorrt: TensorRtOptions = dataclasses.field(default_factory=TensorRtOptions)
     profiles: tuple[Profile, ...] = ()
     gpu: Gpu | None = None
@@ -193,6 +198,8 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "cudnn_conv_algo_search": choice({name.lower(): name for name in ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")}),
         "gpu_mem_limit": parse_bytes,
         "gpu_outputs": choice(SWITCH),
+        "preprocess": parse,
+        "postprocess": parse,
         **(of_tensorrt := tensorrt_parsers()),
     }
     values: dict[str, Any] = {}

@@ -43,3 +43,12 @@ def test_what_is_written_is_what_is_read(text, calls):
 def test_what_is_no_expression_is_refused(text):
     with pytest.raises(ValueError, match="it must be stages such as"):
         parse(text)
+
+
+def test_files_are_those_of_the_folders_and_no_others(tmp_path):
+    (tmp_path / "labels.txt").write_text("a")
+    (tmp_path / "inner").mkdir()
+    [call] = parse('topk(5, labels.txt, more="../labels.txt", last="/etc/passwd", of=scores)')
+    found = call.with_files([tmp_path / "inner", tmp_path])
+    assert found.arguments == (5, tmp_path / "labels.txt")
+    assert found.options == {"more": "../labels.txt", "last": "/etc/passwd", "of": "scores"}

@@ -148,6 +148,8 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
             "cudnn_conv_algo_search": "HEURISTIC",
             "gpu_mem_limit": "1GB",
             "gpu_outputs": "1",
+            "preprocess": "imagenet",
+            "postprocess": "softmax | topk(5)",  # the key of the model that it is composed onto has it
         }.items()
     },
 }

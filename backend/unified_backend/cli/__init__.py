@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
-from unified_backend.cli import cache, toolchain
+from unified_backend.cli import cache, ensemble, toolchain
 from unified_backend.cli.build import build
 from unified_backend.cli.check import check
 from unified_backend.cli.convert import convert
@@ -39,6 +39,7 @@ app.command()(doctor)
 app.command()(build)
 app.add_typer(cache.app, name="cache")
 app.add_typer(toolchain.app, name="toolchain")
+app.add_typer(ensemble.app, name="ensemble")
 
 
 @app.command()

@@ -20,7 +20,8 @@ from unified_backend.cli.cache.shared import opened
 from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import UnifiedError
 from unified_backend.gpus import gpu_of
-from unified_backend.loading import Loaded, describe, load
+from unified_backend.loading import Loaded
+from unified_backend.models import describe, load
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.repository import our_config, version_folder
 from unified_backend.serving.executor import Plan

@@ -24,6 +24,7 @@ from unified_backend.formats.ncnn import Ncnn
 from unified_backend.formats.onnx import Onnx
 from unified_backend.formats.openvino_ir import OpenVinoIr
 from unified_backend.formats.paddle import Paddle
+from unified_backend.formats.pipeline import Pipeline
 from unified_backend.formats.plan import plans
 from unified_backend.formats.savedmodel import SavedModel
 from unified_backend.formats.skops import Skops
@@ -74,6 +75,7 @@ FORMATS: dict[str, Format] = {
         *(TorchScript(), TorchExport(), MxNet(), Paddle(), OpenVinoIr(), Mnn(), Ncnn()),
         *(Skops(), LightGbm(), XgBoost(), Dali()),
         *plans(),
+        Pipeline(),
     )
 }
 

@@ -7,12 +7,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from unified_backend.cache import FileMemo
 from unified_backend.engines import Runner
-from unified_backend.errors import VerificationError
-from unified_backend.formats import Source
+from unified_backend.errors import SourceError, VerificationError
+from unified_backend.formats import FORMATS, Source
 from unified_backend.formats.description import Description
+from unified_backend.forms.stated import stated
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
+from unified_backend.stages.around import Around
 from unified_backend.tensors import Signature
 from unified_backend.verification import (
     Compared,
@@ -24,7 +27,7 @@ from unified_backend.verification import (
     verify,
 )
 
-__all__ = ["Foreign"]
+__all__ = ["Foreign", "foreign"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Foreign:
         fixed: dimensions that the config fixes.
         digests: SHA-256 of the bytes of each of the source's files, in hex.
         samples: the user's sample files, each with the digest of its bytes.
+        composed: fragments are composed onto its graph, which must be ONNX then.
     """
 
     source: Source
@@ -46,6 +50,7 @@ class Foreign:
     fixed: FixedDims
     digests: tuple[str, ...]
     samples: tuple[tuple[Path, str], ...] = ()
+    composed: bool = False
 
     @property
     def signature(self) -> Signature:
@@ -78,3 +83,29 @@ class Foreign:
             if self.settings.verify == "warn":
                 logger.warning("%s Accepted all the same, because verify is warn.", named)
         return rows
+
+
+def foreign(source: Source, samples: Path | None, settings: Settings, around: Around, memo: FileMemo) -> Foreign:
+    """A source that is not ONNX, described by its format.
+
+    Args:
+        around: what the config says of the model, and the stages around it.
+        samples: folder of the user's samples, `.npz` files with arrays under the inputs' names; it need not be there.
+
+    Raises:
+        SourceError: it cannot be read, or does not say what goes in and what comes out.
+        ConfigError: a parameter names what the model has not got.
+    """
+    try:
+        description = FORMATS[source.format].describe(source.path, settings, source.label)
+    except SourceError as error:
+        if error.what.startswith(f"{source.label}: "):
+            raise
+        # What reads a file knows the file's name only.
+        raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
+    found = tuple((path, memo.digest(path)) for path in sorted(samples.glob("*.npz"))) if samples else ()
+    description = stated(description, settings, around.engine_config(), [path for path, _ in found], source.label)
+    fixed = around.fixed(Signature(description.inputs, description.outputs))
+    return Foreign(
+        source, description, settings, fixed, tuple(map(memo.digest, source.files)), found, bool(around.fragments)
+    )

@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend import logs
+from unified_backend.engines import EachRunner
 from unified_backend.engines.device import DeviceRunner
 from unified_backend.engines.tensorrt_misses import MissRunner
 from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.gpus import gpu_of, gpu_of_instance
-from unified_backend.loading import Loaded, describe, load, open_cache
+from unified_backend.loading import Loaded, open_cache
+from unified_backend.models import describe, load
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
 from unified_backend.repository import parameters
 from unified_backend.serving.background import Background
+from unified_backend.serving.each import EachExecutor
 from unified_backend.serving.executor import Executor, Plan
 from unified_backend.serving.memory import keep_freed_memory
 from unified_backend.serving.metrics import ServerMetrics
 from unified_backend.serving.parent import ending_with_the_server
 from unified_backend.serving.pipelined import PipelinedExecutor
-from unified_backend.serving.swap import Swap
+from unified_backend.serving.swap import Executes, Swap
 from unified_backend.serving.warmup import warm_up
 
 __all__ = ["ModelInstance", "complete_model_config"]
@@ -95,9 +98,9 @@ class ModelInstance:
             raise pb_utils.TritonModelException(str(error)) from None
         self._metrics = ServerMetrics(pb_utils, args["model_name"], args["model_version"])
         failures = cache.remote.failures if cache.remote else None
-        if isinstance(loaded.runner, MissRunner):
-            loaded.runner.misses.clear()  # those of the warm-up
-            self._metrics.profile_misses = loaded.runner.misses
+        if isinstance(loaded.engine_runner, MissRunner):
+            loaded.engine_runner.misses.clear()  # those of the warm-up
+            self._metrics.profile_misses = loaded.engine_runner.misses
         self._metrics.load(report.seconds, report.lookups, loaded.engine, failures)
         executor = self._made_executor(pb_utils, loaded, plan)
         self._swap = Swap(executor, loaded.runner.close)
@@ -119,11 +122,13 @@ class ModelInstance:
             make = partial(self._made_executor, pb_utils)
             self._background = Background(loaded, folder, config, cache, self._swap, make, self._metrics)
 
-    def _made_executor(self, pb_utils: Any, loaded: Loaded, plan: Plan) -> Executor | PipelinedExecutor:
+    def _made_executor(self, pb_utils: Any, loaded: Loaded, plan: Plan) -> Executes:
         described, on_device = loaded.described, isinstance(loaded.runner, DeviceRunner)
         gpu_inputs = on_device and parameters(described.config).get("FORCE_CPU_ONLY_INPUT_TENSORS") == "no"
         plan = dataclasses.replace(plan, gpu_inputs=gpu_inputs)
         plain = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
+        if isinstance(loaded.runner, EachRunner):
+            return EachExecutor(pb_utils, plain, loaded.runner)
         if not isinstance(loaded.runner, DeviceRunner):
             return plain
         return PipelinedExecutor(pb_utils, plain, loaded.runner, gpu_inputs, described.settings.gpu_outputs)

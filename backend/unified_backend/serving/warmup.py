@@ -12,7 +12,6 @@ from typing import Any
 
 from unified_backend import __version__, hosts
 from unified_backend.cache import Cache, Key
-from unified_backend.completion import fixed_dims
 from unified_backend.engines.profiles import dims_inside
 from unified_backend.errors import EngineError, UnifiedError
 from unified_backend.loading import Loaded
@@ -39,29 +38,31 @@ def warm_up(loaded: Loaded, cache: Cache) -> Plan:
     """
     described = loaded.described
     config, settings, report = described.config, described.settings, described.report
-    outputs = tuple(tensor["name"] for tensor in config["output"])
+    runner, canonical = loaded.engine_runner, described.canonical
+    served = tuple(tensor["name"] for tensor in config["output"])
+    outputs = served if runner is loaded.runner else tuple(spec.name for spec in runner.signature.outputs)
     largest = int(config["max_batch_size"])
-    plan = Plan(outputs, largest, concatenate=settings.batching == "concatenate" and largest > 1, slow=False)
+    plan = Plan(served, largest, concatenate=settings.batching == "concatenate" and largest > 1, slow=False)
     recipe = described.batching.recipe
     if recipe is None or settings.warm_up == ():
         return plan
-    fixed = dims_inside(settings.profiles, fixed_dims(config, described.canonical.signature), largest > 0)
+    fixed = dims_inside(settings.profiles, canonical.fixed, largest > 0)
 
     def feeds(batch: int) -> dict[str, Array]:
-        return recipe.feeds(loaded.runner.signature, fixed, batch if largest else None)
+        return recipe.feeds(runner.signature, fixed, batch if largest else None)
 
     def measure(_: Path) -> dict[str, bool]:
         concatenate = plan.concatenate
-        if largest > 1 and settings.batching == "auto" and _numbers_only(loaded):
+        if largest > 1 and settings.batching == "auto" and runner is loaded.runner and _numbers_only(loaded):
             requests = [feeds(1)] * min(_COMPARED_BATCH, largest)
             concatenate = _concatenating_wins(loaded, plan, requests)
         return {"concatenate": concatenate, "slow": one > _SLOW_SECONDS}
 
     try:
-        loaded.runner.run(feeds(1), outputs)
-        one = _seconds(lambda: loaded.runner.run(feeds(1), outputs))
+        runner.run(feeds(1), outputs)
+        one = _seconds(lambda: runner.run(feeds(1), outputs))
         for batch in _batch_sizes(settings.warm_up, config, largest, one):
-            loaded.runner.run(feeds(batch), outputs)
+            runner.run(feeds(batch), outputs)
         entry = cache.get_or_make(_plan_key(loaded, feeds(1)), measure, described.source.label)
         report.lookups["plan"] = entry.origin
         return dataclasses.replace(plan, concatenate=entry.facts["concatenate"], slow=entry.facts["slow"])

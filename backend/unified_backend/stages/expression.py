@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Call", "parse"]
@@ -18,13 +19,24 @@ class Call:
 
     Attributes:
         name: of the stage, dashes allowed (`keras-tf`).
-        arguments: by position: numbers, booleans, None, strings (quoted or bare words), tuples of these.
+        arguments: by position: numbers, booleans, None, strings (quoted or bare words), tuples of these; paths.
         options: by name, the same kinds of value.
     """
 
     name: str
     arguments: tuple[Any, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def with_files(self, folders: Sequence[Path]) -> Call:
+        """The call with the names of files that lie in one of some folders as paths; no others can be named."""
+
+        def found(value: Any) -> Any:
+            if isinstance(value, str) and value and not Path(value).is_absolute() and ".." not in Path(value).parts:
+                return next((folder / value for folder in folders if (folder / value).is_file()), value)
+            return value
+
+        options = {name: found(value) for name, value in self.options.items()}
+        return Call(self.name, tuple(map(found, self.arguments)), options)
 
 
 def parse(text: str) -> tuple[Call, ...]:

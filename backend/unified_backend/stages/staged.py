@@ -25,7 +25,10 @@ Answer = dict[str, Array] | UnifiedError
 class Lookup(Protocol):
     """An output that is looked up in a list by the values of others."""
 
-    sources: tuple[str, ...]
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of outputs of the engine."""
+        ...
 
     def __call__(self, arrays: Mapping[str, Array]) -> Array:
         """The output, from the arrays of its sources."""

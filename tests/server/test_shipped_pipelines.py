@@ -1,0 +1,160 @@
+"""The pipelines of `ensembles/` on their real models, as Triton ensembles and fused, in the real server."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import synthesised
+import torch_real_models
+from helpers import Triton, start_server
+from PIL import Image
+from transports import TRANSPORTS
+from tritonclient.utils import InferenceServerException
+from unified_backend.ensembles.definition import read_definition
+from unified_backend.ensembles.members import wired
+from unified_backend.ensembles.writing import write_ensemble, write_fused
+from unified_backend.loading import open_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINES = ("classify", "ocr", "faces", "listen")
+ASKS = {name: TRANSPORTS[name] for name in ("http", "grpc")}
+FORMS = ("", "_fused")
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A server with all of them in both forms, from a copy that has the classifier too."""
+    folder = tmp_path_factory.mktemp("shipped")
+    for name in ("ensembles", "model_repository"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "ensembles/classify/models").mkdir(exist_ok=True)
+    shutil.copyfile(torch_real_models.path("efficientnet.onnx"), folder / "ensembles/classify/models/efficientnet.onnx")
+    repository = folder / "served"
+    with open_cache() as cache:
+        for name in PIPELINES:
+            path = folder / "ensembles" / name / f"{name}.yaml"
+            found = wired(read_definition(path), repository, cache)
+            write_ensemble(found, repository, replace=False)
+            path.write_text(path.read_text().replace(f"name: {name}\n", f"name: {name}_fused\n"))
+            write_fused(wired(read_definition(path), repository, cache), repository, replace=False)
+    with start_server(repository) as server:
+        yield server
+
+
+def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, form)
+    return content.getvalue()
+
+
+def ask(transport, server, model: str, content: bytes) -> dict[str, np.ndarray]:
+    name = "audio" if model.startswith("listen") else "image"
+    return transport(server, model, {name: np.array([[content]], object)})
+
+
+def texts(array: np.ndarray) -> list[str]:
+    return [text.decode() for text in array.reshape(-1)]
+
+
+CHELSEA, COFFEE, ASTRONAUT = skimage.data.chelsea(), skimage.data.coffee(), skimage.data.astronaut()
+PAGE = skimage.data.page()
+
+
+@pytest.mark.parametrize("transport", ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_photographs_are_classified(shipped, transport, form):
+    for image, label in ((CHELSEA, "tiger cat"), (COFFEE, "espresso")):
+        found = ask(transport, shipped, f"classify{form}", encoded(image))
+        labels, scores = texts(found["labels"]), found["scores"].reshape(-1)
+        assert labels[0] == label
+        assert len(labels) == 5
+        assert (np.diff(scores) <= 0).all()
+        assert 0.3 < scores[0] < 1
+
+
+@pytest.mark.parametrize("transport", ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_page_is_read_as_the_package_of_the_models_reads_it(shipped, transport, form):
+    answers = json.loads((ROOT / "tests/data/ocr/rapidocr.json").read_text("utf-8"))["answers"]
+    found = ask(transport, shipped, f"ocr{form}", encoded(PAGE))
+    assert texts(found["text"]) == [line["text"] for line in answers["page"]]
+    assert (found["score"] > 0.5).all()
+    assert found["boxes"].shape == (len(answers["page"]), 4, 2)
+    nothing = ask(transport, shipped, f"ocr{form}", encoded(COFFEE))
+    assert (nothing["text"].shape, nothing["boxes"].shape) == ((0, 1), (0, 4, 2))
+
+
+@pytest.mark.parametrize("transport", ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_astronaut_is_one_happy_face(shipped, transport, form):
+    for image, faces in ((ASTRONAUT, 1), (np.hstack([ASTRONAUT, ASTRONAUT]), 2), (COFFEE, 0)):
+        found = ask(transport, shipped, f"faces{form}", encoded(image))
+        assert texts(found["label"]) == ["happy"] * faces
+        assert found["boxes"].shape == (faces, 4)
+
+
+@pytest.mark.parametrize("transport", ASKS.values(), ids=ASKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scale_is_heard_note_by_note(shipped, transport, form):
+    answers = json.loads((ROOT / "tests/data/listen/basic_pitch.json").read_text("utf-8"))["answers"]
+    found = ask(transport, shipped, f"listen{form}", synthesised.wav(synthesised.scale()))
+    notes = [note for note in zip(*(found[name][:, 0] for name in ("start", "end", "pitch", "amplitude")), strict=True)]
+    assert [int(note[2]) for note in notes] == [int(note[2]) for note in answers["scale"]]
+    np.testing.assert_allclose(np.array(notes, float), np.array(answers["scale"], float)[:, :4], atol=2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model", PIPELINES)
+def test_what_cannot_be_decoded_is_its_own_error(shipped, model, form):
+    with pytest.raises(InferenceServerException, match=r"prepare.py: sample 0 of encoded: cannot be used") as caught:
+        ask(ASKS["grpc"], shipped, f"{model}{form}", b"neither picture nor sound")
+    assert "INVALID_ARGUMENT" in caught.value.status()
+
+
+def test_samples_of_one_request(shipped):
+    """A fused pipeline takes several images at once, and puts their items back one below the other."""
+    images = np.array([[encoded(image)] for image in (ASTRONAUT, COFFEE, np.hstack([ASTRONAUT] * 2))], object)
+    for transport in ASKS.values():
+        assert texts(transport(shipped, "faces_fused", {"image": images})["label"]) == ["happy"] * 3
+        assert texts(transport(shipped, "classify_fused", {"image": images[1:2]})["labels"])[0] == "espresso"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model", ["classify", "faces"])
+def test_64_clients_with_images_of_all_sizes_of_which_some_are_corrupt(shipped, model, form):
+    sides = (200, 300, 512)
+    good = {
+        (name, side): encoded(np.array(Image.fromarray(image).resize((side, side))), kind)
+        for name, image, kind in (("astronaut", ASTRONAUT, "JPEG"), ("coffee", COFFEE, "PNG"))
+        for side in sides
+    }
+    expected = {}
+    for key, content in good.items():
+        expected[key] = ask(ASKS["grpc"], shipped, f"{model}{form}", content)
+    keys = list(good)
+
+    def one(number: int):
+        if number % 20 == 7:  # 5 %
+            content = good[keys[0]][: 500 + number]
+            with pytest.raises(InferenceServerException, match="cannot be used"):
+                ask(ASKS["grpc"], shipped, f"{model}{form}", content)
+            return True
+        key = keys[number % len(keys)]
+        found = ask(ASKS["grpc" if number % 2 else "http"], shipped, f"{model}{form}", good[key])
+        for name, array in expected[key].items():
+            if array.dtype == object:
+                assert texts(found[name]) == texts(array)
+            else:
+                np.testing.assert_allclose(found[name], array, atol=1e-3, rtol=1e-3)
+        return True
+
+    with ThreadPoolExecutor(64) as pool:
+        assert all(pool.map(one, range(320)))

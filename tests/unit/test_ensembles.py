@@ -1,0 +1,155 @@
+"""Definitions of pipelines: what does not fit is told with its line, before anything is written."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from commands import command, printed
+from pipelines import DEFINITION, write_pipeline
+
+ADD_STEP = DEFINITION[DEFINITION.index("  - model: add") : DEFINITION.index("  - stage: join.py")]
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a definition with some words replaced; the finished command."""
+
+    def run(*changes: tuple[str, str], more: tuple[str, ...] = ()):
+        text = DEFINITION
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = write_pipeline(tmp_path, text)
+        return command(tmp_path, "ensemble", "build", path, "--into", tmp_path / "models", *more)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "why"),
+    [
+        ([("max_items", "max_item")], 4, "there is no such key, did you mean max_items?"),
+        ([("name: sums\n", "")], 2, "name is missing"),
+        ([("name: sums", "name: [sums")], 3, "expected ',' or ']'"),
+        ([("max_batch_size: 4", "max_batch_size: 0")], 3, "0 is less than the minimum of 1"),
+        ([("dtype: INT32", "dtype: INT31")], 6, "'INT31' is not one of"),
+        ([("name: sums", "name: a/b")], 2, '"a/b" may hold letters, digits'),
+        ([("  - model: add\n    from", "  - from")], 12, "a step has either a model or a stage"),
+        ([("    inputs: [n]", "    inputs: []")], 10, "it must be names"),
+        ([("name: sums", "name: sums\nname: other")], 3, "name is there twice"),
+        ([("stage: make.py", "stage: makes.py")], 9, "there is nothing of that name beside sums.yaml"),
+        ([("from: add.onnx", "from: nowhere.onnx")], 13, "from is nowhere.onnx"),
+        ([("inputs: [n]", "inputs: [m]")], 10, 'step 1 (make.py) takes "m": what is there before this step is n'),
+        ([("inputs: [n]", "inputs: {m: n}")], 10, 'step 1 (make.py) has no input "m": it has n'),
+        (
+            [("outputs: {x: pairs, unused", "outputs: {x: n, unused")],
+            11,
+            'step 1 (make.py) gives "n" again: inputs gives it already',
+        ),
+        ([("outputs: [text, count]\nsteps", "outputs: [text, sum]\nsteps")], 7, 'output "sum" is the tensor "sum"'),
+        ([("inputs: {x: pairs, y: sums}", "inputs: {x: pairs}")], 17, 'step 3 (join.py) needs the input "y"'),
+        ([("dtype: INT32", "dtype: INT64")], 10, "INT64 [1, 1]: the types are TYPE_INT32 and TYPE_INT64"),
+        ([("dims: [1]", "dims: [1, 1]")], 10, "the ranks are 2 and 3"),
+        ([("dims: [1]", "dims: [2]")], 10, "axis 1 is 1 and 2"),
+        ([("outputs: [text, count]\nsteps", "outputs: [text, sums]\nsteps")], 7, "Hand it through a stage last"),
+        ([("from: add.onnx", "parameters: {tf32: true}")], 13, "the model of the repository has its own config.pbtxt"),
+        ([("    from: add.onnx\n", "")], 12, "there is no model add"),
+        ([("from: add.onnx", "from: make.py")], 12, "step 2 (add): add/1: no model found"),
+        (
+            [(ADD_STEP, ADD_STEP + ADD_STEP.replace("add.onnx", "sums.yaml").replace("y: sums", "y: again"))],
+            16,
+            "has the name",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_line(build, tmp_path, changes, line, why):
+    done = build(*changes)
+    assert done.returncode in (1, 2)
+    words = " ".join(done.stderr.split())
+    assert f"sums.yaml:{line}:" in words
+    assert why in words
+    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
+
+
+def test_a_stage_that_wants_one_row_and_is_given_items(build, tmp_path):
+    (tmp_path / "one.py").write_text(
+        "from unified_backend.stages.user import stage\n"
+        '@stage(inputs={"x": "FP32[1,2]"}, outputs={"z": "FP32[1,2]"})\n'
+        "def one(x):\n    return x\n"
+    )
+    step = "  - stage: one.py\n    inputs: {x: pairs}\n    outputs: {z: one}\n"
+    done = build((ADD_STEP, step + ADD_STEP))
+    assert "it wants one row, of the sample, and there is one for each item" in " ".join(done.stderr.split())
+
+
+def test_an_output_whose_rows_are_scalars(build, tmp_path):
+    (tmp_path / "flat.py").write_text(
+        "from unified_backend.stages.user import stage\n"
+        '@stage(inputs={"x": "FP32[-1,2]"}, outputs={"z": "FP32[-1]"})\n'
+        "def flat(x):\n    return x[:, 0]\n"
+    )
+    step = "  - stage: flat.py\n    inputs: {x: pairs}\n    outputs: {z: flat}\n"
+    done = build((ADD_STEP, step + ADD_STEP), ("outputs: [text, count]\nsteps", "outputs: [text, flat]\nsteps"))
+    assert 'output "flat" is FP32 [-1]' in " ".join(done.stderr.split())
+
+
+def test_what_is_written_is_named_and_not_overwritten(build, tmp_path):
+    done = build(more=("--json",))
+    written = {"sums", "sums_make", "sums_join", "add"}
+    assert {path.rpartition("/")[2] for path in json.loads(done.stdout)["written"]} == written
+    assert {path.name for path in (tmp_path / "models").iterdir()} == written
+    again = build()
+    assert again.returncode == 2
+    assert "has add, sums, sums_join, sums_make already" in " ".join(again.stderr.split())
+    assert build(more=("--replace",)).returncode == 0
+
+
+def test_a_model_of_the_repository_must_take_the_items(build, tmp_path):
+    assert build().returncode == 0
+    config = tmp_path / "models" / "add" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size: 16", "max_batch_size: 8"))
+    done = build(("    from: add.onnx\n", ""), more=("--replace",))
+    assert "step 2 (add) takes 8 rows at once, and the pipeline sends up to 16" in " ".join(done.stderr.split())
+    fused = build(("    from: add.onnx\n", ""), more=("--replace", "--fused"))
+    assert "a fused pipeline carries its models with it" in " ".join(fused.stderr.split())
+
+
+def test_a_fused_pipeline_is_one_model_that_checks_and_explains(build, tmp_path):
+    assert build(more=("--fused",)).returncode == 0
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["sums"]
+    report = printed(tmp_path, "check", tmp_path / "models" / "sums", "--json")
+    assert (report["loads"], report["format"], report["engine"]) == (True, "pipeline", "pipeline")
+    explained = printed(tmp_path, "cache", "explain", tmp_path / "models" / "sums", "--json")
+    assert {entry["state"] for entry in explained["entries"]} == {"cached"}
+    inspected = printed(tmp_path, "inspect", tmp_path / "models" / "sums" / "1", "--json")
+    assert inspected["format"] == "pipeline"
+    built = command(tmp_path, "build", tmp_path / "models")
+    assert built.returncode == 0
+
+
+def test_a_damaged_pipeline_is_told(build, tmp_path):
+    build(more=("--fused",))
+    path = tmp_path / "models" / "sums" / "1" / "pipeline.json"
+    path.write_text(path.read_text()[:-40])
+    done = command(tmp_path, "check", tmp_path / "models" / "sums")
+    assert done.returncode == 1
+    assert "pipeline.json cannot be used" in done.stderr
+    assert "ensemble build" in " ".join(done.stderr.split())
+
+
+def test_the_drawings_name_every_tensor_with_type_and_shape(tmp_path):
+    path = write_pipeline(tmp_path)
+    mermaid = command(tmp_path, "ensemble", "graph", path).stdout
+    for arrow in (
+        'request -- "n INT32 [1, 1]" --> step1',
+        'step1 -- "pairs FP32 [-1, 2]" --> step2',
+        'step2 -- "sums FP32 [-1, 1]" --> step3',
+        'step3 -- "count INT32 [1, 1]" --> response',
+    ):
+        assert arrow in mermaid
+    command(tmp_path, "ensemble", "graph", path, "--format", "svg", "--out", tmp_path / "sums.svg")
+    texts = [node.text for node in ElementTree.parse(tmp_path / "sums.svg").iter() if node.tag.endswith("}text")]
+    assert "pairs FP32 [-1, 2]   from step 1 (make.py)" in texts
+    assert {"make.py", "add", "join.py"} <= set(texts)
