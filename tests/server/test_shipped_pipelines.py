@@ -106,7 +106,7 @@ def test_the_astronaut_is_one_happy_face(shipped, transport, form):
 def test_a_scale_is_heard_note_by_note(shipped, transport, form):
     answers = json.loads((ROOT / "tests/data/listen/basic_pitch.json").read_text("utf-8"))["answers"]
     found = ask(transport, shipped, f"listen{form}", synthesised.wav(synthesised.scale()))
-    notes = [note for note in zip(*(found[name][:, 0] for name in ("start", "end", "pitch", "amplitude")), strict=True)]
+    notes = list(zip(*(found[name][:, 0] for name in ("start", "end", "pitch", "amplitude")), strict=True))
     assert [int(note[2]) for note in notes] == [int(note[2]) for note in answers["scale"]]
     np.testing.assert_allclose(np.array(notes, float), np.array(answers["scale"], float)[:, :4], atol=2e-2)
 
