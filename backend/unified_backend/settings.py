@@ -63,6 +63,8 @@ class Settings:
         signature: key of the SavedModel or TensorFlow Lite signature, or name of the .pt2 program, to serve.
         method: method of a TorchScript module to serve; None for `forward`.
         arguments: (name, value as JSON text) of arguments that no request gives.
+        num_threads: of a DALI pipeline, as Triton's DALI backend calls them; 0 as `intra_op_thread_count`.
+        split_along_outer_axis: outputs of a DALI pipeline that its backend cuts into samples; refused here.
         stateful: serve a model that changes its answer between identical calls, as it answers the first.
         tags: tags of the SavedModel's graph to serve.
         inputs: tensors of a graph that are its inputs, in tf2onnx's notation: `input0:0[1,224,224,3]`.
@@ -112,6 +114,8 @@ class Settings:
     method: str | None = None
     arguments: tuple[tuple[str, str], ...] = ()
     stateful: bool = False
+    num_threads: int = 0
+    split_along_outer_axis: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
@@ -177,6 +181,8 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "method": str,
         "arguments": options,
         "stateful": choice({"refuse": False, "allow": True}),
+        "num_threads": count,
+        "split_along_outer_axis": words,
         "opset": count,
         "converter": options,
         "allow_unsafe": choice(SWITCH),

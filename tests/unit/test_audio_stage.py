@@ -126,6 +126,33 @@ def test_windows_of_an_empty_sound() -> None:
     assert windows(np.zeros(0, np.float32), 10, 4).tolist() == [[0.0] * 10]
 
 
+def crc(content: bytes, polynomial: int, bits: int) -> bytes:
+    value = 0
+    for byte in content:
+        value ^= byte << (bits - 8)
+        for _ in range(8):
+            value = (value << 1 ^ (polynomial if value >> (bits - 1) else 0)) & ((1 << bits) - 1)
+    return value.to_bytes(bits // 8, "big")
+
+
+def flac(samples: Array, rate: int) -> bytes:
+    """16-bit samples of one channel in frames of 4096, each verbatim."""
+    length = ((rate << 44) | (15 << 36) | len(samples)).to_bytes(8, "big")
+    file = b"fLaC\x80\x00\x00\x22" + (4096).to_bytes(2, "big") * 2 + bytes(6) + length + bytes(16)
+    for number, begin in enumerate(range(0, len(samples), 4096)):
+        part = samples[begin : begin + 4096]
+        head = bytes([0xFF, 0xF8, 0x70, 0x08, number]) + (len(part) - 1).to_bytes(2, "big")
+        frame = head + crc(head, 0x07, 8) + b"\x02" + part.astype(">i2").tobytes()
+        file += frame + crc(frame, 0x8005, 16)
+    return file
+
+
+def test_flac_gives_what_its_samples_are() -> None:
+    sound = (tones(0.7, 16000) * 32767).astype(np.int16)
+    made = stage("audio").run({"sound": column(flac(sound, 16000))})
+    np.testing.assert_allclose(made.arrays["x"], [sound / 32768], atol=1e-6)
+
+
 GOOD = wav(tones(0.2, 16000), 16000)
 FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 16000)).to_bytes(8, "big") + bytes(16)
 
@@ -136,6 +163,8 @@ FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 
         (b"", "it is empty"),
         (b"no sound at all", "Format not recognised"),
         (GOOD[:30], "No 'data' chunk marker"),
+        (b"ID3\x04" + bytes(100), "MP3, which DALI does not decode"),
+        (b"\xff\xf3\x80\xc4" + bytes(100), "MP3, which DALI does not decode"),
         (FLAC_OF_A_DAY, "it lasts 86400 seconds"),
         (wav(np.zeros(8000 * 700, np.uint8), 8000), "it lasts 700 seconds"),
     ],

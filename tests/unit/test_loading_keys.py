@@ -133,6 +133,8 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
             "method": "encode",
             "arguments": '{"times": 2}',
             "stateful": "allow",
+            "num_threads": "2",
+            "split_along_outer_axis": "FRAMES",
             "verify": "warn",
             "tolerance": "0.01",
             "conversion_seconds": "60",

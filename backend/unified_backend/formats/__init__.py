@@ -13,6 +13,7 @@ from unified_backend.cache.memo import FileMemo
 from unified_backend.errors import SourceError
 from unified_backend.formats.appearance import appearance
 from unified_backend.formats.checkpoint import META, Checkpoint, graph_of, newest
+from unified_backend.formats.dali import Dali
 from unified_backend.formats.description import Description, choice
 from unified_backend.formats.graphdef import GraphDef
 from unified_backend.formats.keras_archive import KerasArchive
@@ -72,7 +73,7 @@ FORMATS: dict[str, Format] = {
     for form in (
         *(Onnx(), SavedModel(), GraphDef(), Checkpoint(), KerasHdf5(), KerasArchive(), TfLite()),
         *(TorchScript(), TorchExport(), MxNet(), Paddle(), OpenVinoIr(), Mnn(), Ncnn()),
-        *(Skops(), LightGbm(), XgBoost()),
+        *(Skops(), LightGbm(), XgBoost(), Dali()),
         *plans(),
         Pipeline(),
     )

@@ -29,6 +29,8 @@ class Description:
         notes: a line each of what a user should know.
         unstated: inputs whose type and shape the file does not tell; see `forms.stated`.
         numbered: inputs and outputs may be called `NAME__0`, by their numbers, in a config.
+        files: inputs of encoded files as bytes that end in zeros, which a config may make TYPE_STRING.
+        positional: outputs may have any names in a config, and are taken in their order.
         likely: shapes as far as the file tells them, of inputs that have none: for the lines that a user is shown.
     """
 
@@ -40,6 +42,8 @@ class Description:
     notes: tuple[str, ...] = ()
     unstated: tuple[str, ...] = ()
     numbered: bool = False
+    files: tuple[str, ...] = ()
+    positional: bool = False
     likely: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ from unified_backend.settings import Settings
 __all__ = ["refuse_unused"]
 
 _TORCHSCRIPT = ("method", "arguments", "stateful")
+_DALI = ("num_threads", "split_along_outer_axis")
 _ALL = ("signature", "tags", "inputs", "outputs", "names", "opset", "converter")
 _OF_CONVERSIONS = ("signature", "tags", "opset", "converter")
 # format -> those of them that it has not got, and why.
@@ -29,6 +30,7 @@ _UNUSED = {
     "ncnn": (_OF_CONVERSIONS, "an ncnn model is served as it is"),
     "plan": ((*_ALL, *_TORCHSCRIPT), "a TensorRT plan is served as it is"),
     "plan-rtx": ((*_ALL, *_TORCHSCRIPT), "a TensorRT-RTX plan is served as it is"),
+    "dali": ((*_OF_CONVERSIONS, "inputs", "outputs"), "a DALI pipeline is served as it is"),
     "mnn": (_OF_CONVERSIONS, "an MNN file is served as it is"),
 }
 
@@ -45,5 +47,7 @@ def refuse_unused(form: str, settings: Settings, label: str) -> None:
     unused, why = _UNUSED.get(form, ((), ""))
     if form != "torchscript" and (given := [name for name in _TORCHSCRIPT if getattr(settings, name)]):
         raise ConfigError(f'{label}: parameter "{given[0]}" is set', "only a TorchScript module has it", "Remove it")
+    if form != "dali" and (given := [name for name in _DALI if getattr(settings, name)]):
+        raise ConfigError(f'{label}: parameter "{given[0]}" is set', "only a DALI pipeline has it", "Remove it")
     if given := [name for name in unused if getattr(settings, name)]:
         raise ConfigError(f'{label}: parameter "{given[0]}" is set', why, "Remove it")

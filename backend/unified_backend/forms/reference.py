@@ -8,6 +8,7 @@ from typing import Any
 from unified_backend import hosts
 from unified_backend.conversion.normalise import normalise
 from unified_backend.engines import Canonical, Engine, Runner, Threads
+from unified_backend.engines.dali import DaliEngine
 from unified_backend.engines.litert import LiteRt
 from unified_backend.engines.mnn import MnnEngine
 from unified_backend.engines.ncnn import NcnnEngine
@@ -36,6 +37,7 @@ ENGINES: dict[str, Engine] = {
         LiteRt(),
         MnnEngine(),
         NcnnEngine(),
+        DaliEngine(),
     )
 }
 # Installed on purpose, they come first.

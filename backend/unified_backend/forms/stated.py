@@ -36,6 +36,8 @@ def stated(
         ConfigError: a sample cannot be read, a type is none of Triton's, or the parameter names what the model has not.
         SourceError: an input is left; shows the lines to write.
     """
+    if description.positional:
+        return _as_written(description, config, label)
     if not (description.unstated or description.numbered):
         return description
     names = [spec.name for spec in description.inputs]
@@ -64,6 +66,21 @@ def stated(
     numbers = [(match[1], name) for name in outputs if (match := _INDEXED.fullmatch(name))]
     other += [(f"OUTPUT__{number}", name) for number, name in numbers if name != f"OUTPUT__{number}"]
     return renamed(whole, tuple(other), label)
+
+
+def _as_written(description: Description, config: Mapping[str, Any], label: str) -> Description:
+    """Of a DALI pipeline: files as TYPE_STRING where the config has that, and its names for the outputs, in order."""
+    texts = {str(row.get("name")) for row in config.get("input") or [] if row.get("data_type") == "TYPE_STRING"}
+    inputs = tuple(
+        dataclasses.replace(spec, dtype="BYTES", shape=(*(spec.shape or ())[:1], 1))
+        if spec.name in texts.intersection(description.files)
+        else spec
+        for spec in description.inputs
+    )
+    names = [str(row.get("name")) for row in config.get("output") or []]
+    new = zip((spec.name for spec in description.outputs), names, strict=False)
+    other = tuple((mine, name) for mine, name in new if mine != name)
+    return renamed(dataclasses.replace(description, inputs=inputs), other, label)
 
 
 _Stated = tuple[str, tuple[int | str | None, ...] | None]

@@ -16,7 +16,7 @@ from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["AudioStage", "audio_stage", "windows"]
 
-_SEND = "Send a WAV, FLAC, MP3 or OGG Vorbis file, whole"
+_SEND = "Send a WAV, FLAC or OGG (Vorbis, Opus) file, whole"
 _QUALITY = 50.0  # of DALI's resampling: a sinc filter of 16 lobes, about 80 dB
 
 
@@ -192,6 +192,8 @@ def _refusal(content: Any, most: float) -> str | None:
         return f"it is {type(content).__name__}, and must be the bytes of a file"
     if not content:
         return "it is empty"
+    if content[:3] == b"ID3" or (content[0] == 0xFF and content[1:2] >= b"\xe0"):
+        return "it is an MP3, which DALI does not decode"
     # FLAC packs silence by a thousand and more; its header (STREAMINFO) has the rate in 20 bits, the samples in 36.
     if content[:4] == b"fLaC" and len(content) >= 26:
         numbers = int.from_bytes(content[18:26], "big")

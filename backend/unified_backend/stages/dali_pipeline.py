@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +92,19 @@ class PipelineStage:
         data: the pipeline, serialised.
         file: its file's name, for messages.
         files: sources of UINT8 with one dimension are inputs of BYTES.
+        known: the outputs with their types and ranks, where they were found out before.
     """
 
     def __init__(
-        self, data: bytes, file: str, max_batch_size: int, threads: int, gpu: Gpu | None, label: str, files: bool
+        self,
+        data: bytes,
+        file: str,
+        max_batch_size: int,
+        threads: int,
+        gpu: Gpu | None,
+        label: str,
+        files: bool,
+        known: Sequence[Port] = (),
     ) -> None:
         """
         Raises:
@@ -106,6 +115,8 @@ class PipelineStage:
 
         self._file = file
         inputs, outputs = _ports(data, file, label)
+        outputs = tuple(known) or outputs
+        self._limit = max(1, max_batch_size)
         options = arguments(max_batch_size, threads, gpu)
         self._pipeline = Pipeline(lambda: dali.Pipeline.deserialize(data, **options), label)
         if any(port.dtype is None or port.rank is None for port in outputs):
@@ -117,6 +128,13 @@ class PipelineStage:
         """What the pipeline makes of a batch."""
         rows = {spec.name: self._rows(spec, feeds[spec.name]) for spec in self.signature.inputs}
         count = len(next(iter(rows.values())))
+        if count > self._limit or any(len(column) != count for column in rows.values()):
+            sizes = ", ".join(f"{len(column)} of {name}" for name, column in rows.items())
+            raise RequestError(
+                f"{self._file}: the samples are no batch",
+                f"there are {sizes}, and a batch has at most {self._limit} of each",
+                "Send as many of each, and fewer at once",
+            )
         failed = {
             index: self._refused(index, "it is empty")
             for index in range(count)
@@ -149,7 +167,9 @@ class PipelineStage:
         if array.dtype != object:
             return [np.ascontiguousarray(row) for row in array]
         contents = (row if isinstance(row, (bytes, str)) else np.ravel(row)[0] for row in array)
-        raw = (text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in contents)
+        raw = [text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in contents]
+        if not all(isinstance(content, bytes) for content in raw):
+            raise RequestError(f"{self._file}: {spec.name} has no bytes", "it takes files", "Send the bytes of files")
         return [np.frombuffer(content, np.uint8) for content in raw]
 
     def _refused(self, index: int, why: str) -> RequestError:
