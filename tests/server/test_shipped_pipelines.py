@@ -15,7 +15,8 @@ import pytest
 import skimage.data
 import synthesised
 import torch_real_models
-from helpers import Triton, start_server
+import tritonclient.http as httpclient
+from helpers import Triton, infer, start_server
 from PIL import Image
 from transports import TRANSPORTS
 from tritonclient.utils import InferenceServerException
@@ -62,6 +63,12 @@ def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
 def ask(transport, server, model: str, content: bytes) -> dict[str, np.ndarray]:
     name = "audio" if model.startswith("listen") else "image"
     return transport(server, model, {name: np.array([[content]], object)})
+
+
+def over_own_http(server: Triton, model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With a client of its own, for those of HTTP are of one thread."""
+    with httpclient.InferenceServerClient(server.url) as client:
+        return infer(client, model, inputs)
 
 
 def texts(array: np.ndarray) -> list[str]:
@@ -118,7 +125,7 @@ def test_a_scale_is_heard_note_by_note(shipped, transport, form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("model", PIPELINES)
 def test_what_cannot_be_decoded_is_its_own_error(shipped, model, form):
-    with pytest.raises(InferenceServerException, match=r"prepare.py: sample 0 of encoded: cannot be used") as caught:
+    with pytest.raises(InferenceServerException, match=r"prepare\.py: encoded cannot be used") as caught:
         ask(ASKS["grpc"], shipped, f"{model}{form}", b"neither picture nor sound")
     assert "INVALID_ARGUMENT" in caught.value.status()
 
@@ -152,7 +159,7 @@ def test_64_clients_with_images_of_all_sizes_of_which_some_are_corrupt(shipped, 
                 ask(ASKS["grpc"], shipped, f"{model}{form}", content)
             return True
         key = keys[number % len(keys)]
-        found = ask(ASKS["grpc" if number % 2 else "http"], shipped, f"{model}{form}", good[key])
+        found = ask(ASKS["grpc"] if number % 2 else over_own_http, shipped, f"{model}{form}", good[key])
         for name, array in expected[key].items():
             if array.dtype == object:
                 assert texts(found[name]) == texts(array)

@@ -173,7 +173,7 @@ def test_a_bad_file_fails_alone(file: bytes, reason: str) -> None:
     sounds = stage("audio")
     made = sounds.run({"sound": column(GOOD, file, GOOD)})
     assert list(made.failed) == [1]
-    assert 'input "sound", sound 1' in made.failed[1].what
+    assert 'input "sound": the sound cannot be used' in made.failed[1].what
     assert reason in made.failed[1].why
     assert "\n" not in str(made.failed[1])
     again = sounds.run({"sound": column(GOOD, GOOD)})

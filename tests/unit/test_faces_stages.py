@@ -130,7 +130,7 @@ def test_boxes_that_overlap_become_one_and_those_that_do_not_stay(finder: Finder
 
 
 def test_what_is_no_image_is_the_requests_fault(finder: Finder) -> None:
-    with pytest.raises(RequestError, match=r"prepare\.py: sample 0 of encoded"):
+    with pytest.raises(RequestError, match=r"prepare\.py: encoded cannot be used"):
         finder.stage("prepare", encoded=np.array([[b"GIF89a"]], object))
 
 

@@ -183,7 +183,7 @@ def test_a_bad_file_fails_alone(imagenet: ImageStage, case: str) -> None:
     made = imagenet.run({"image": column(FILES["coffee"], file, FILES["chelsea"])})
     assert list(made.failed) == [1]
     error = made.failed[1]
-    assert 'input "image", image 1' in error.what
+    assert 'input "image": the image cannot be used' in error.what
     assert reason in error.why
     assert "\n" not in str(error)
     assert "nvidia" not in str(error)

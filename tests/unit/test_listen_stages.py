@@ -124,5 +124,5 @@ def test_a_note_that_is_too_short_is_none(listener: Listener) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"no sound at all", synthesised.wav(np.zeros(9))[:30]])
 def test_what_is_no_wav_file_is_the_requests_fault(listener: Listener, content: bytes) -> None:
-    with pytest.raises(RequestError, match=r"prepare\.py: sample 0 of encoded"):
+    with pytest.raises(RequestError, match=r"prepare\.py: encoded cannot be used"):
         listener.stage("prepare", encoded=np.array([[content]], object))

@@ -143,7 +143,7 @@ def test_a_photograph_is_turned_as_its_camera_says(reader: Reader) -> None:
 
 @pytest.mark.parametrize("cut", [0, 20, 2000])
 def test_what_is_no_whole_image_is_the_requests_fault(reader: Reader, cut: int) -> None:
-    with pytest.raises(RequestError, match=r"prepare\.py: sample 0 of encoded"):
+    with pytest.raises(RequestError, match=r"prepare\.py: encoded cannot be used"):
         reader.stage("prepare", encoded=np.array([[encoded(PAGE)[:cut]]], object))
 
 

@@ -129,6 +129,24 @@ def test_without_a_batch_dimension_each_request_runs_alone():
     assert runner.runner.batches == [1, 1]
 
 
+class Ragged(Numbers):
+    """A stage whose rows are as long as the text, so that texts of unequal length are no batch."""
+
+    signature = Signature((TensorSpec("text", "BYTES", (None, 1)),), (TensorSpec("pair", "FP32", (None, None)),))
+
+    def run(self, feeds):
+        lengths = {len(text) for text in feeds["text"][:, 0]}
+        if len(lengths) > 1:
+            raise RequestError("no batch", "the texts have different lengths", "Send them apart")
+        return Rows({"pair": np.array([[float(digit) for digit in text.decode()] for text in feeds["text"][:, 0]])})
+
+
+def test_requests_whose_rows_have_different_shapes_run_as_several_batches():
+    runner = staged(stage=Ragged())
+    assert answers(runner, texts(b"12"), texts(b"345"), texts(b"67")) == [[3], [12], [13]]
+    assert runner.runner.batches == [2, 1]
+
+
 class Doubles:
     """A stage after the engine; it refuses values above 100."""
 

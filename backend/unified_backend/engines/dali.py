@@ -17,6 +17,7 @@ from unified_backend.formats.dali_file import Port, ports
 from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.stages.dali_pipeline import PipelineStage, pipeline_bytes
+from unified_backend.stages.staged import of_sample
 from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["DaliEngine", "DaliRunner"]
@@ -109,7 +110,8 @@ class DaliRunner:
         """The outputs asked for, in that order; see `Runner.run`."""
         rows = self._stage.run({mine: feeds[name] for mine, name in self._inputs.items()})
         if rows.failed:
-            raise rows.failed[min(rows.failed)]
+            first = min(rows.failed)
+            raise of_sample(rows.failed[first], first, len(next(iter(feeds.values()))))
         arrays = []
         for name in outputs:
             array = rows.arrays[self._outputs[name]]

@@ -81,13 +81,13 @@ class AudioStage:
             content = row if isinstance(row, (bytes, str)) else np.ravel(row)[0]
             content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
             if reason := _refusal(content, self._recipe.max_seconds):
-                failed[index] = self._refused(index, reason)
+                failed[index] = self._refused(reason)
             else:
                 rows.append(np.frombuffer(content, np.uint8))
                 places.append(index)
         ran = self._pipeline.run({"sound": rows}) if rows else None
         if ran:
-            failed |= {places[row]: self._refused(places[row], why) for row, why in ran.failed.items()}
+            failed |= {places[row]: self._refused(why) for row, why in ran.failed.items()}
         if ran is None or ran.outputs is None:
             return Rows(self._arrays([]), failed)
         passed = [place for row, place in enumerate(places) if row not in ran.failed]
@@ -96,7 +96,7 @@ class AudioStage:
         kept = []
         for place, sound, seconds in zip(passed, sounds, lasting, strict=True):
             if seconds > self._recipe.max_seconds:
-                failed[place] = self._refused(place, _too_long(seconds, self._recipe.max_seconds))
+                failed[place] = self._refused(_too_long(seconds, self._recipe.max_seconds))
             else:
                 kept.append(sound)
         lengths = self._lengths([seconds for seconds in lasting if seconds <= self._recipe.max_seconds], kept)
@@ -129,8 +129,8 @@ class AudioStage:
         batch = batch[..., None] if recipe.trailing else batch
         return {self._name: batch, f"{self._name}_length": np.array(lengths or [], np.int64)[:, None]}
 
-    def _refused(self, index: int, reason: str) -> RequestError:
-        return RequestError(f'input "{self._input}", sound {index}: cannot be used', reason, _SEND)
+    def _refused(self, reason: str) -> RequestError:
+        return RequestError(f'input "{self._input}": the sound cannot be used', reason, _SEND)
 
 
 def windows(samples: Array, clip: int, overlap: int) -> Array:

@@ -136,7 +136,7 @@ class PipelineStage:
                 "Send as many of each, and fewer at once",
             )
         failed = {
-            index: self._refused(index, "it is empty")
+            index: self._refused("it is empty")
             for index in range(count)
             if any(column[index].size == 0 for column in rows.values())
         }
@@ -144,7 +144,7 @@ class PipelineStage:
         if not places:
             return Rows(self._empty(), failed)
         ran = self._pipeline.run({name: [column[index] for index in places] for name, column in rows.items()})
-        failed |= {places[row]: self._refused(places[row], why) for row, why in ran.failed.items()}
+        failed |= {places[row]: self._refused(why) for row, why in ran.failed.items()}
         if ran.outputs is None:
             return Rows(self._empty(), failed)
         arrays = {}
@@ -172,9 +172,9 @@ class PipelineStage:
             raise RequestError(f"{self._file}: {spec.name} has no bytes", "it takes files", "Send the bytes of files")
         return [np.frombuffer(content, np.uint8) for content in raw]
 
-    def _refused(self, index: int, why: str) -> RequestError:
+    def _refused(self, why: str) -> RequestError:
         names = ", ".join(spec.name for spec in self.signature.inputs)
-        return RequestError(f"{self._file}: sample {index} of {names}: cannot be used", why, "Correct it")
+        return RequestError(f"{self._file}: {names} cannot be used", why, "Correct it")
 
     def _empty(self) -> dict[str, Array]:
         return {

@@ -120,19 +120,19 @@ class ImageStage:
             elif row.shape[0] * row.shape[1] > self._recipe.max_pixels:
                 reason = _too_large(row.shape[1], row.shape[0], self._recipe.max_pixels)
             if reason:
-                failed[index] = self._refused(index, reason)
+                failed[index] = self._refused(reason)
             else:
                 rows.append(np.ascontiguousarray(row))
                 places.append(index)
         if not rows:
             return None, failed
         ran = self._pipeline.run({"image": rows})
-        failed |= {places[row]: self._refused(places[row], why) for row, why in ran.failed.items()}
+        failed |= {places[row]: self._refused(why) for row, why in ran.failed.items()}
         return ran.outputs, failed
 
-    def _refused(self, index: int, reason: str) -> RequestError:
+    def _refused(self, reason: str) -> RequestError:
         return RequestError(
-            f'input "{self._input}", image {index}: cannot be used', reason, _SEND if self._encoded else "Correct it"
+            f'input "{self._input}": the image cannot be used', reason, _SEND if self._encoded else "Correct it"
         )
 
     def _ragged(self) -> RequestError:

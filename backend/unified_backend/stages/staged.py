@@ -14,7 +14,7 @@ from unified_backend.errors import RequestError, UnifiedError
 from unified_backend.stages import Rows, Stage
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["Before", "Lookup", "StagedRunner"]
+__all__ = ["Before", "Lookup", "StagedRunner", "of_sample"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +119,9 @@ class StagedRunner:
     def prepare(self, requests: Sequence[Feeds]) -> _Prepared:
         """Pre-process requests, those of equal shapes as one batch."""
         answers: dict[int, UnifiedError] = {}
-        batches = []
+        batches = list[_Batch]()
         for positions in self._groups(requests):
-            batch = self._prepared(requests, positions, answers)
-            if batch.positions:
-                batches.append(batch)
+            batches += self._prepared(requests, positions, answers)
         return _Prepared(len(requests), answers, batches)
 
     def finish(self, prepared: _Prepared, outputs: Sequence[str]) -> list[Answer]:
@@ -153,26 +151,29 @@ class StagedRunner:
 
     def _prepared(
         self, requests: Sequence[Feeds], positions: Sequence[int], answers: dict[int, UnifiedError]
-    ) -> _Batch:
-        """The requests of a group that pass the stage before the engine; the errors of the others go to `answers`."""
+    ) -> list[_Batch]:
+        """Requests of a group that pass the stage before the engine, as a batch; errors of others go to `answers`.
+
+        Where the stage makes no batch of them (images that stay of different sizes), there are several.
+        """
         sizes = [_samples(requests[position]) for position in positions]
         joined = _joined([requests[position] for position in positions])
         if self._before is None:
-            return _Batch(positions, sizes, joined)
+            return [_Batch(positions, sizes, joined)]
         taken = {name: array for name, array in joined.items() if name in self._stage_inputs}
         try:
             rows = self._before.stage.run(taken)
         except UnifiedError as error:
             if len(positions) == 1:
                 answers[positions[0]] = error
-                return _Batch((), (), {})
+                return []
             return self._one_by_one(requests, positions, answers)
         kept, kept_sizes, given, passed = [], list[int](), list[int](), list[int]()
         begin = beyond = 0
         for position, size in zip(positions, sizes, strict=True):
             failed = [sample for sample in range(begin, begin + size) if sample in rows.failed]
             if failed:
-                answers[position] = _of_sample(rows.failed[failed[0]], failed[0] - begin, size)
+                answers[position] = of_sample(rows.failed[failed[0]], failed[0] - begin, size)
             else:
                 kept.append(position)
                 kept_sizes.append(size)
@@ -181,23 +182,23 @@ class StagedRunner:
             begin += size
             beyond += size - len(failed)
         if not kept:
-            return _Batch((), (), {})
+            return []
         feeds = {name: _chosen(array, given) for name, array in joined.items() if name not in self._stage_inputs}
         made = {into: _chosen(rows.arrays[name], passed) for name, into in self._before.feeds.items()}
-        return _Batch(kept, kept_sizes, feeds | made)
+        return [_Batch(kept, kept_sizes, feeds | made)]
 
     def _one_by_one(
         self, requests: Sequence[Feeds], positions: Sequence[int], answers: dict[int, UnifiedError]
-    ) -> _Batch:
-        alone = [self._prepared(requests, [position], answers) for position in positions]
-        good = [batch for batch in alone if batch.positions]
-        if not good:
-            return _Batch((), (), {})
-        return _Batch(
-            [batch.positions[0] for batch in good],
-            [batch.sizes[0] for batch in good],
-            _joined([batch.feeds for batch in good]),
-        )
+    ) -> list[_Batch]:
+        alone = [batch for position in positions for batch in self._prepared(requests, [position], answers)]
+        return [
+            _Batch(
+                [alone[at].positions[0] for at in group],
+                [alone[at].sizes[0] for at in group],
+                _joined([alone[at].feeds for at in group]),
+            )
+            for group in self._groups([batch.feeds for batch in alone])
+        ]
 
     def _answers(self, batch: _Batch, outputs: Sequence[str]) -> dict[int, Answer]:
         """The answer to each request of a batch; one that fails is run again by requests, so that the culprit fails."""
@@ -212,9 +213,7 @@ class StagedRunner:
             return {batch.positions[0]: error}
         if len(batch.positions) == 1:
             failed = arrays.failed
-            whole: Answer = (
-                _of_sample(failed[min(failed)], min(failed), batch.sizes[0]) if failed else {**arrays.arrays}
-            )
+            whole: Answer = of_sample(failed[min(failed)], min(failed), batch.sizes[0]) if failed else {**arrays.arrays}
             return {batch.positions[0]: whole}
         total = sum(batch.sizes)
         if arrays.failed or any(array.shape[:1] != (total,) for array in arrays.arrays.values()):
@@ -264,7 +263,7 @@ def _chosen(array: Array, rows: Sequence[int]) -> Array:
     return array if len(rows) == len(array) else array[list(rows)]
 
 
-def _of_sample(error: RequestError, sample: int, samples: int) -> UnifiedError:
+def of_sample(error: RequestError, sample: int, samples: int) -> UnifiedError:
     """An error of a sample, with the sample's place in its own request; what it was in the batch says nothing."""
     where = f"sample {sample} of {samples}: " if samples > 1 else ""
     return RequestError(f"{where}{error.what}", error.why, error.do)
