@@ -115,7 +115,9 @@ def test_the_astronaut_is_one_happy_face(shipped, transport, form):
 @pytest.mark.parametrize("transport", ASKS.values(), ids=ASKS)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_scale_is_heard_note_by_note(shipped, transport, form):
-    answers = json.loads((ROOT / "tests/data/listen/basic_pitch.json").read_text("utf-8"))["answers"]
+    answers = json.loads((ROOT / "tests/data/listen/basic_pitch.json").read_text("utf-8"))[
+        "start, end, pitch, amplitude"
+    ]
     found = ask(transport, shipped, f"listen{form}", synthesised.wav(synthesised.scale()))
     notes = list(zip(*(found[name][:, 0] for name in ("start", "end", "pitch", "amplitude")), strict=True))
     assert [int(note[2]) for note in notes] == [int(note[2]) for note in answers["scale"]]

@@ -147,6 +147,22 @@ def test_requests_whose_rows_have_different_shapes_run_as_several_batches():
     assert runner.runner.batches == [2, 1]
 
 
+class WithLengths(Numbers):
+    """A stage that says more than the engine takes."""
+
+    def run(self, feeds):
+        rows = super().run(feeds)
+        lengths = [[len(text)] for at, text in enumerate(feeds["text"][:, 0]) if at not in rows.failed]
+        return Rows({**rows.arrays, "length": np.array(lengths)}, rows.failed)
+
+
+def test_what_the_stage_makes_beside_the_engines_inputs_is_served():
+    runner = staged(stage=WithLengths())
+    found = runner.finish(runner.prepare([texts(b"1", b"22"), texts(b"x"), texts(b"333")]), ["y", "length"])
+    assert [found[at]["length"].tolist() for at in (0, 2)] == [[[1], [2]], [[3]]]
+    assert found[2]["y"].tolist() == [[334]]
+
+
 class Doubles:
     """A stage after the engine; it refuses values above 100."""
 

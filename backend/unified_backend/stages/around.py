@@ -75,9 +75,11 @@ class Around:
     def signature(self, engine: Signature, lookups: Mapping[str, Lookup]) -> Signature:
         """What requests bring and get."""
         inputs, outputs = engine.inputs, engine.outputs
+        extras: tuple[TensorSpec, ...] = ()
         if before := self.stage_before(engine):
             rest = [spec for spec in inputs if spec.name not in before.feeds.values()]
             inputs = (*before.stage.signature.inputs, *rest)
+            extras = tuple(spec for spec in before.stage.signature.outputs if spec.name not in before.feeds)
             before.stage.close()
             if twice := {spec.name for spec in before.stage.signature.inputs} & {spec.name for spec in rest}:
                 raise ConfigError(
@@ -88,7 +90,7 @@ class Around:
         outputs = (*outputs, *(lookup.spec(outputs) for lookup in lookups.values()))
         if self.after:
             outputs = self._stage_after(engine).signature.outputs
-        return Signature(inputs, outputs)
+        return Signature(inputs, (*outputs, *extras))
 
     def staged(
         self,

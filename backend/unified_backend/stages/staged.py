@@ -59,11 +59,13 @@ class _Batch:
         positions: of the requests, among those that were prepared.
         sizes: samples of each.
         feeds: the engine's inputs, one request below the other.
+        extras: outputs of the stage before the engine that are none of its inputs, and are served.
     """
 
     positions: Sequence[int]
     sizes: Sequence[int]
     feeds: Feeds
+    extras: Feeds = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +187,8 @@ class StagedRunner:
             return []
         feeds = {name: _chosen(array, given) for name, array in joined.items() if name not in self._stage_inputs}
         made = {into: _chosen(rows.arrays[name], passed) for name, into in self._before.feeds.items()}
-        return [_Batch(kept, kept_sizes, feeds | made)]
+        extras = {name: _chosen(array, passed) for name, array in rows.arrays.items() if name not in self._before.feeds}
+        return [_Batch(kept, kept_sizes, feeds | made, extras)]
 
     def _one_by_one(
         self, requests: Sequence[Feeds], positions: Sequence[int], answers: dict[int, UnifiedError]
@@ -196,14 +199,17 @@ class StagedRunner:
                 [alone[at].positions[0] for at in group],
                 [alone[at].sizes[0] for at in group],
                 _joined([alone[at].feeds for at in group]),
+                _joined([alone[at].extras for at in group]),
             )
-            for group in self._groups([batch.feeds for batch in alone])
+            for group in self._groups([{**batch.feeds, **batch.extras} for batch in alone])
         ]
 
     def _answers(self, batch: _Batch, outputs: Sequence[str]) -> dict[int, Answer]:
         """The answer to each request of a batch; one that fails is run again by requests, so that the culprit fails."""
         try:
-            arrays = self._outputs(batch.feeds, outputs)
+            made = self._outputs(batch.feeds, [name for name in outputs if name not in batch.extras])
+            extras = {name: array for name, array in batch.extras.items() if name in outputs}
+            arrays = Rows({**made.arrays, **extras}, made.failed)
         except Exception as error:
             if len(batch.positions) > 1:
                 logger.info('batch run one by one requests=%d reason="%s"', len(batch.positions), error)
@@ -230,7 +236,8 @@ class StagedRunner:
         begin = 0
         for position, size in zip(batch.positions, batch.sizes, strict=True):
             own = {name: array[begin : begin + size] for name, array in batch.feeds.items()}
-            answers |= self._answers(_Batch([position], [size], own), outputs)
+            extras = {name: array[begin : begin + size] for name, array in batch.extras.items()}
+            answers |= self._answers(_Batch([position], [size], own, extras), outputs)
             begin += size
         return answers
 
@@ -242,7 +249,7 @@ class StagedRunner:
             return Rows({name: rows.arrays[name] for name in outputs}, rows.failed)
         sources = [name for output in outputs if output in self._lookups for name in self._lookups[output].sources]
         names = list(dict.fromkeys([*(name for name in outputs if name not in self._lookups), *sources]))
-        arrays = dict(zip(names, self.runner.run(feeds, names), strict=True))
+        arrays = dict(zip(names, self.runner.run(feeds, names), strict=True)) if names else {}
         return Rows({name: self._lookups[name](arrays) if name in self._lookups else arrays[name] for name in outputs})
 
 
