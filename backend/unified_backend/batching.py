@@ -12,7 +12,7 @@ import numpy as np
 from unified_backend.engines import Runner
 from unified_backend.errors import EngineError, RequestError
 from unified_backend.samples import FixedDims, Recipe, recipes
-from unified_backend.tensors import Array, Signature, TensorSpec
+from unified_backend.tensors import ROWS, Array, Signature, TensorSpec
 
 __all__ = ["RECIPE", "Batching", "Verdict", "prove_batching"]
 
@@ -98,8 +98,8 @@ def _obstacle(signature: Signature) -> str | None:
 
 
 def _one_symbol(signature: Signature) -> bool:
-    """Whether every input and output names the same symbolic first dimension."""
-    leading = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
+    """Whether every input and output names the same symbolic first dimension; rows of the samples come from it."""
+    leading = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)} - {ROWS}
     return len(leading) == 1 and leading != {None}
 
 
@@ -115,7 +115,8 @@ def _compare(runner: Runner, fixed: FixedDims, recipe: Recipe) -> tuple[Verdict,
     for spec in runner.signature.outputs:
         rows = [single[spec.name] for single in alone]
         shapes = [array.shape for array in (*rows, together[spec.name])]
-        if not all(shapes) or [shape[0] for shape in shapes] != [1, 1, 2]:
+        counted = spec.shape and spec.shape[0] == ROWS  # compared below: they must be those of the samples alone
+        if not all(shapes) or (not counted and [shape[0] for shape in shapes] != [1, 1, 2]):
             return Verdict.IMPOSSIBLE, f"output {spec.name} has shape {shapes[0]} at batch 1 and {shapes[2]} at batch 2"
         if _difference(spec, again[spec.name], rows[0]) > 0:
             continue  # random by design: there is no answer to compare with

@@ -22,6 +22,7 @@ from unified_backend.values import (
     parse_bytes,
     positive,
     renamed,
+    separated,
     sizes,
     tensor_names,
     words,
@@ -64,7 +65,7 @@ class Settings:
         method: method of a TorchScript module to serve; None for `forward`.
         arguments: (name, value as JSON text) of arguments that no request gives.
         num_threads: of a DALI pipeline, as Triton's DALI backend calls them; 0 as `intra_op_thread_count`.
-        split_along_outer_axis: outputs of a DALI pipeline that its backend cuts into samples; refused here.
+        split_along_outer_axis: outputs of a DALI pipeline whose samples lose their first dimension, and become rows.
         stateful: serve a model that changes its answer between identical calls, as it answers the first.
         tags: tags of the SavedModel's graph to serve.
         inputs: tensors of a graph that are its inputs, in tf2onnx's notation: `input0:0[1,224,224,3]`.
@@ -182,7 +183,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "arguments": options,
         "stateful": choice({"refuse": False, "allow": True}),
         "num_threads": count,
-        "split_along_outer_axis": words,
+        "split_along_outer_axis": separated,
         "opset": count,
         "converter": options,
         "allow_unsafe": choice(SWITCH),

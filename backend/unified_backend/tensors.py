@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DATA_TYPES", "Array", "DataType", "Signature", "TensorSpec", "data_type"]
+__all__ = ["DATA_TYPES", "ROWS", "Array", "DataType", "Signature", "TensorSpec", "data_type"]
 
 Array = npt.NDArray[Any]
+
+# The first dimension of an output that has any number of rows for each sample, all of them below one another. No file
+# has it: only the parameter `split_along_outer_axis` makes such outputs.
+ROWS = "rows of the samples"
 
 
 @dataclasses.dataclass(frozen=True)

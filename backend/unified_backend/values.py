@@ -17,6 +17,7 @@ __all__ = [
     "parse_bytes",
     "positive",
     "renamed",
+    "separated",
     "sizes",
     "tensor_names",
     "words",
@@ -71,6 +72,11 @@ def positive(text: str) -> float:
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def separated(text: str) -> tuple[str, ...]:
+    """Names between colons, as Triton's DALI backend has them, or commas."""
+    return words(text.replace(":", ","))
 
 
 def tensor_names(text: str) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
             "arguments": '{"times": 2}',
             "stateful": "allow",
             "num_threads": "2",
-            "split_along_outer_axis": "FRAMES",
+            "split_along_outer_axis": "FRAMES:TIMES",
             "verify": "warn",
             "tolerance": "0.01",
             "conversion_seconds": "60",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from unified_backend.errors import ConfigError, SourceError
 from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.formats.description import Description, renamed
 from unified_backend.settings import Settings
-from unified_backend.tensors import TensorSpec
+from unified_backend.tensors import ROWS, TensorSpec
 
-__all__ = ["BATCH", "Dali", "spec_of"]
+__all__ = ["BATCH", "Dali", "rows_of", "spec_of", "split"]
 
 BATCH = "batch"  # a pipeline computes each sample by itself: every first dimension is the same one
 _HEAD = 1 << 16
@@ -39,14 +40,8 @@ class Dali:
 
         Raises:
             SourceError: it is damaged, or an external source has no type or rank.
-            ConfigError: the Python file does not run, or a parameter asks for what is not served or not there.
+            ConfigError: the Python file does not run, or a parameter names what is not there.
         """
-        if settings.split_along_outer_axis:
-            raise ConfigError(
-                f'{label}: parameter "split_along_outer_axis" is set',
-                "outputs with more samples than the request had are not served",
-                "Remove it, and the outputs are served whole; or serve this pipeline by Triton's own DALI backend",
-            )
         try:
             inputs, outputs = ports(_serialised(path, settings, label))
         except ValueError as error:
@@ -79,3 +74,38 @@ def _serialised(path: Path, settings: Settings, label: str) -> bytes:
 def spec_of(port: Port) -> TensorSpec:
     """The tensor of a source or an output; what it does not say is FP32, or an unknown shape."""
     return TensorSpec(port.name, port.dtype or "FP32", None if port.rank is None else (BATCH, *[None] * port.rank))
+
+
+def split(description: Description, names: tuple[str, ...], label: str) -> Description:
+    """The description with these outputs, by the names that they are served under, split along their outer axis.
+
+    Raises:
+        ConfigError: there is no such output, or its samples are numbers without an axis.
+    """
+    known = {spec.name: spec for spec in description.outputs}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(
+            f'{label}: parameter "split_along_outer_axis" names {", ".join(unknown)}',
+            f"the model's outputs are {', '.join(known)}",
+            "Correct it in config.pbtxt",
+        )
+    try:
+        outputs = tuple(rows_of(spec) if spec.name in names else spec for spec in description.outputs)
+    except ValueError as error:
+        raise ConfigError(
+            f'{label}: parameter "split_along_outer_axis" cannot be followed', str(error), "Leave that output out"
+        ) from None
+    return dataclasses.replace(description, outputs=outputs)
+
+
+def rows_of(spec: TensorSpec) -> TensorSpec:
+    """An output whose samples' outer axis is taken away: of each sample [n, D...] there are n rows [D...].
+
+    Raises:
+        ValueError: a sample has no axis.
+    """
+    if spec.shape is None:
+        return spec  # the pipeline does not say its rank
+    if len(spec.shape) < 2:
+        raise ValueError(f"a sample of {spec.name} is one number, and has no axis")
+    return dataclasses.replace(spec, shape=(ROWS, *spec.shape[2:]))

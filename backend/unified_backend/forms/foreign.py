@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unified_backend.cache import FileMemo
 from unified_backend.engines import Runner
-from unified_backend.errors import SourceError, VerificationError
+from unified_backend.errors import ConfigError, SourceError, VerificationError
 from unified_backend.formats import FORMATS, Source
 from unified_backend.formats.description import Description
 from unified_backend.forms.stated import stated
@@ -96,6 +96,12 @@ def foreign(source: Source, samples: Path | None, settings: Settings, around: Ar
         SourceError: it cannot be read, or does not say what goes in and what comes out.
         ConfigError: a parameter names what the model has not got.
     """
+    if settings.split_along_outer_axis and not around.nothing:
+        raise ConfigError(
+            f'{source.label}: parameter "split_along_outer_axis" is set, and the model has stages around it',
+            "a stage has one row for each sample",
+            "Put the stages into models of their own, and all of them into an ensemble or a pipeline",
+        )
     try:
         description = FORMATS[source.format].describe(source.path, settings, source.label)
     except SourceError as error:

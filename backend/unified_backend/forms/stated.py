@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unified_backend.errors import ConfigError, SourceError
+from unified_backend.formats.dali import split
 from unified_backend.formats.description import Description, renamed, tensor_shape, typed
 from unified_backend.samples import arrays_of
 from unified_backend.settings import Settings
@@ -37,7 +38,8 @@ def stated(
         SourceError: an input is left; shows the lines to write.
     """
     if description.positional:
-        return _as_written(description, config, label)
+        named = _as_written(description, config, label)
+        return split(named, settings.split_along_outer_axis, label)
     if not (description.unstated or description.numbered):
         return description
     names = [spec.name for spec in description.inputs]

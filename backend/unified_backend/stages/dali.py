@@ -24,6 +24,7 @@ __all__ = [
     "on_device",
     "on_host",
     "require_dali",
+    "samples_of",
 ]
 
 # nvimgcodec.h, nvimgcodecStatus_t: of a failed decode DALI passes on the number alone.
@@ -178,6 +179,11 @@ def on_host(tensors: Any) -> Array | None:
         return None
     host = tensors.as_cpu() if hasattr(tensors, "as_cpu") else tensors
     return np.array(host.as_tensor())
+
+
+def samples_of(tensors: Any) -> list[Array]:
+    """Each sample of a list of tensors as an array of its own, whatever their shapes."""
+    return [np.array(sample) for sample in (tensors.as_cpu() if hasattr(tensors, "as_cpu") else tensors)]
 
 
 def on_device(tensors: Any) -> DeviceArray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
-from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali
+from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of
 from unified_backend.stages.python_function import module_of
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
@@ -126,7 +127,41 @@ class PipelineStage:
 
     def run(self, feeds: Mapping[str, Array]) -> Rows:
         """What the pipeline makes of a batch."""
-        rows = {spec.name: self._rows(spec, feeds[spec.name]) for spec in self.signature.inputs}
+        outputs, failed = self._ran([feeds])
+        arrays = {}
+        for spec, tensors in zip(self.signature.outputs, outputs or (), strict=False):
+            array = on_host(tensors)
+            if array is None:
+                raise self.ragged(spec.name)
+            arrays[spec.name] = array
+        return Rows(arrays if outputs else self._empty(), failed)
+
+    def samples(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | RequestError]:
+        """What the pipeline makes of each sample of some requests, run as one batch; or why it refuses the sample."""
+        outputs, failed = self._ran(requests)
+        names = [spec.name for spec in self.signature.outputs]
+        made = iter([dict(zip(names, row, strict=True)) for row in zip(*map(samples_of, outputs or ()), strict=True)])
+        count = sum(len(feeds[self.signature.inputs[0].name]) for feeds in requests)
+        return [failed[index] if index in failed else next(made) for index in range(count)]
+
+    def ragged(self, name: str) -> RequestError:
+        """That the samples of an output have different shapes."""
+        return RequestError(
+            f'{self._file}: output "{name}" is no batch',
+            "its samples have different shapes",
+            "Give them one shape in the pipeline (fn.pad, fn.resize), or send them in requests of their own",
+        )
+
+    def close(self) -> None:
+        """Free the pipeline."""
+        self._pipeline.close()
+
+    def _ran(self, requests: Sequence[Mapping[str, Array]]) -> tuple[Sequence[Any] | None, dict[int, RequestError]]:
+        """DALI's outputs for the samples of some requests, None where all failed; and the errors of those that did."""
+        rows = {
+            spec.name: [row for feeds in requests for row in self._rows(spec, feeds[spec.name])]
+            for spec in self.signature.inputs
+        }
         count = len(next(iter(rows.values())))
         if count > self._limit or any(len(column) != count for column in rows.values()):
             sizes = ", ".join(f"{len(column)} of {name}" for name, column in rows.items())
@@ -142,26 +177,10 @@ class PipelineStage:
         }
         places = [index for index in range(count) if index not in failed]
         if not places:
-            return Rows(self._empty(), failed)
+            return None, failed
         ran = self._pipeline.run({name: [column[index] for index in places] for name, column in rows.items()})
         failed |= {places[row]: self._refused(why) for row, why in ran.failed.items()}
-        if ran.outputs is None:
-            return Rows(self._empty(), failed)
-        arrays = {}
-        for spec, tensors in zip(self.signature.outputs, ran.outputs, strict=True):
-            array = on_host(tensors)
-            if array is None:
-                raise RequestError(
-                    f'{self._file}: output "{spec.name}" is no batch',
-                    "its samples have different shapes",
-                    "Give them one shape in the pipeline (fn.pad, fn.resize), or send them in requests of their own",
-                )
-            arrays[spec.name] = array
-        return Rows(arrays, failed)
-
-    def close(self) -> None:
-        """Free the pipeline."""
-        self._pipeline.close()
+        return ran.outputs, failed
 
     def _rows(self, spec: TensorSpec, array: Array) -> list[Array]:
         if array.dtype != object:

@@ -10,7 +10,7 @@ import numpy as np
 from unified_backend.errors import RequestError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
-from unified_backend.stages.dali import DeviceRows, Pipeline, on_device, on_host, require_dali
+from unified_backend.stages.dali import DeviceRows, Pipeline, on_device, on_host, require_dali, samples_of
 from unified_backend.stages.dali_image import image_pipeline
 from unified_backend.stages.expression import Call
 from unified_backend.stages.presets import Recipe, read_recipe
@@ -198,7 +198,7 @@ def _too_large(width: int, height: int, most: int) -> str:
 
 def _filled(tensors: Any) -> Array:
     """Images of different sizes in one array, zeros at the bottom and on the right."""
-    images = [np.array(tensor) for tensor in (tensors.as_cpu() if hasattr(tensors, "as_cpu") else tensors)]
+    images = samples_of(tensors)
     sides = np.max([image.shape for image in images], axis=0)
     array = np.zeros((len(images), *sides), images[0].dtype)
     for row, image in zip(array, images, strict=True):
