@@ -10,7 +10,7 @@ recipe gives `(x * scale - mean) / std` for each channel, in the order of `color
   `keras.applications.imagenet_utils.preprocess_input(mode="tf")`.
 - `keras-caffe`: stretched likewise, BGR, x - (103.939, 116.779, 123.68). The same with `mode="caffe"`.
 - `efficientnet-lite`: shorter side to 256 (bicubic), centre crop 224, (x - 127) / 128. TensorFlow's TPU models,
-  `efficientnet/lite`.
+  `efficientnet/lite`, whose own code crops before it resizes, with a bicubic filter that is not antialiased.
 - `letterbox(640, 114)`: the whole image inside a square (bilinear, not antialiased), the rest filled with 114, scale
   1/255. Ultralytics' `LetterBox`, with the same rounding.
 """
