@@ -38,7 +38,7 @@ from unified_backend.rungs import Ladder, Rung
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
 from unified_backend.stages.around import Around, surroundings
-from unified_backend.stages.staged import Lookup as Looked
+from unified_backend.stages.parts import Lookup as Looked
 from unified_backend.tensors import Signature
 from unified_backend.variables import cache_settings, default_max_batch_size
 

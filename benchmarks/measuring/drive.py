@@ -53,7 +53,14 @@ def find_perf_analyzer() -> Path | None:
 
 
 def served(
-    tool: Path, name: str, url: str, protocol: str, concurrency: int, seconds: float, output_bytes: int
+    tool: Path,
+    name: str,
+    url: str,
+    protocol: str,
+    concurrency: int,
+    seconds: float,
+    output_bytes: int,
+    input_data: str = "zero",
 ) -> Reading:
     """Load `name` with `concurrency` requests in flight, each a batch of one, for about `seconds`, or as it needs.
 
@@ -61,12 +68,13 @@ def served(
         url: host:port of the protocol's endpoint.
         protocol: grpc, http, or shm (system shared memory for inputs and outputs, over gRPC).
         output_bytes: what the output takes, for the shared memory regions.
+        input_data: as perf_analyzer has it: `zero`, or a JSON file.
 
     Raises:
         MeasurementError: perf_analyzer failed, or on a stalled machine saw no request end even in longer windows.
     """
     command = [str(tool), "-m", name, "-u", url, "-i", "http" if protocol == "http" else "grpc"]
-    command += ["--concurrency-range", str(concurrency), "--input-data", "zero", "--percentile", "50"]
+    command += ["--concurrency-range", str(concurrency), "--input-data", input_data, "--percentile", "50"]
     if protocol == "shm":
         command += ["--shared-memory", "system", "--output-shared-memory-size", str(max(output_bytes, 1024))]
     for longer in (1, 3, 9):

@@ -7,11 +7,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from unified_backend.engines.device import DeviceRunner
+from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import EngineError, RequestError, UnifiedError
 from unified_backend.serving.each import EachExecutor
 from unified_backend.serving.executor import Executor, Plan
 from unified_backend.stages import Rows
-from unified_backend.stages.staged import Before, StagedRunner
+from unified_backend.stages.parts import Before
+from unified_backend.stages.staged import StagedRunner
 from unified_backend.tensors import Signature, TensorSpec
 
 
@@ -145,6 +148,43 @@ def test_requests_whose_rows_have_different_shapes_run_as_several_batches():
     runner = staged(stage=Ragged())
     assert answers(runner, texts(b"12"), texts(b"345"), texts(b"67")) == [[3], [12], [13]]
     assert runner.runner.batches == [2, 1]
+
+
+class OnGpu(Numbers):
+    """A stage whose rows can stay on a GPU, which an array at a made-up address stands for."""
+
+    def run_on_device(self, feeds):
+        rows = self.run(feeds)
+        return Rows({name: DeviceArray(1000, array.shape, array) for name, array in rows.arrays.items()}, rows.failed)
+
+
+class AddsOnGpu(DeviceRunner):
+    """An engine on that GPU; it refuses a batch that has a row of 99."""
+
+    def __init__(self):
+        self.signature = Adds().signature
+        self.seen = []
+
+    def run(self, feeds, outputs, into=None):
+        given = feeds["x"]
+        self.seen.append(type(given).__name__)
+        if isinstance(given, DeviceArray):
+            begin = (given.address - 1000) // 8
+            given = given.keep[begin : begin + given.shape[0]]
+        if len(given) > 1 and (given[:, 0] == 99).any():
+            raise EngineError("the engine failed", "a row is 99", "Send another")
+        return [given.sum(1, keepdims=True)]
+
+
+def test_what_is_decoded_on_the_gpu_stays_there():
+    runner = staged(engine=AddsOnGpu(), stage=OnGpu())
+    assert answers(runner, texts(b"1"), texts(b"2", b"3")) == [[2], [3, 4]]
+    assert runner.runner.seen == ["DeviceArray"]
+    assert answers(runner, texts(b"1"), texts(b"99", b"3"), texts(b"4"))[0::2] == [[2], [5]]  # each its own rows
+    first, second = answers(runner, texts(b"x"), texts(b"5"))
+    assert "is no number" in str(first)
+    assert second == [6]
+    assert runner.runner.seen[-1] == "ndarray"  # with a sample missing, it goes through the host
 
 
 class WithLengths(Numbers):

@@ -188,12 +188,13 @@ class DeviceRunner:
             raise
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
+        self, feeds: Mapping[str, Array | DeviceArray], outputs: Sequence[str], into: Mapping[str, Array] | None = None
     ) -> list[Array]:
-        """The outputs asked for, in that order; see `Runner.run`."""
-        rows = len(next(iter(feeds.values()))) if self.buckets else 0
+        """The outputs asked for, in that order; see `Runner.run`. What is on the device has to fit into one batch."""
+        rows = next(iter(feeds.values())).shape[0] if self.buckets else 0
         if self.buckets and (rows > self.buckets[-1] or rows == 0):
-            return self._in_pieces(feeds, outputs, rows)
+            here = {name: array for name, array in feeds.items() if not isinstance(array, DeviceArray)}
+            return self._in_pieces(here, outputs, rows)
         pending = self.submit([feeds])
         try:
             found = pending.wait()

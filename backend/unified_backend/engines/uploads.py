@@ -24,12 +24,21 @@ class DeviceArray:
     """A C-contiguous tensor in the memory of a GPU.
 
     Attributes:
-        keep: the OrtValue that owns the memory.
+        keep: what owns the memory: an OrtValue, or DALI's list of tensors.
     """
 
     address: int
     shape: tuple[int, ...]
     keep: Any
+
+    def rows(self, begin: int, end: int, item: int) -> DeviceArray:
+        """Some of its rows, in the same memory.
+
+        Args:
+            item: bytes of one element.
+        """
+        row = item * int(np.prod(self.shape[1:]))
+        return DeviceArray(self.address + begin * row, (end - begin, *self.shape[1:]), self.keep)
 
 
 class Uploads:

@@ -12,7 +12,8 @@ from unified_backend.batching import Batching, Verdict
 from unified_backend.cache import Cache, Snapshot
 from unified_backend.completion import complete
 from unified_backend.engines import Canonical, EachRunner, Runner
-from unified_backend.ensembles.runner import CountedRunner, Member, PipelineRunner
+from unified_backend.ensembles.counted import CountedRunner
+from unified_backend.ensembles.runner import Member, PipelineRunner
 from unified_backend.errors import UnifiedError
 from unified_backend.formats import find_source
 from unified_backend.formats.pipeline import FILE, FORMAT, read_compiled

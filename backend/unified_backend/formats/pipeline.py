@@ -74,7 +74,7 @@ class Compiled:
         max_batch_size: 0 for a pipeline whose requests have whole shapes, of one sample each.
         inputs: names of tensors.
         outputs: output's name -> tensor.
-        counts: tensor of items -> the tensor with their number that travels beside it; see `runner.CountedRunner`.
+        counts: tensor of items -> the tensor with their number that travels beside it; see `ensembles.counted`.
     """
 
     name: str

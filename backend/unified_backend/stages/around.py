@@ -15,8 +15,9 @@ from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.stages import Stage
 from unified_backend.stages.expression import Call
+from unified_backend.stages.parts import Before, Lookup
 from unified_backend.stages.ready import ready_stage
-from unified_backend.stages.staged import Before, Lookup, StagedRunner
+from unified_backend.stages.staged import StagedRunner
 from unified_backend.stages.user_code import user_stage
 from unified_backend.tensors import Signature, TensorSpec
 

@@ -5,50 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from unified_backend.engines import Runner
+from unified_backend.engines.device import DeviceRunner
+from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import RequestError, UnifiedError
 from unified_backend.stages import Rows, Stage
-from unified_backend.tensors import Array, Signature, TensorSpec
+from unified_backend.stages.parts import Before, Lookup, OnDevice
+from unified_backend.tensors import Array, Signature
 
-__all__ = ["Before", "Lookup", "StagedRunner", "of_sample"]
+__all__ = ["StagedRunner", "of_sample"]
 
 logger = logging.getLogger(__name__)
 
 Feeds = Mapping[str, Array]
+EngineFeeds = Mapping[str, Any]  # arrays, and with an engine on the GPU DeviceArrays
 Answer = dict[str, Array] | UnifiedError
-
-
-class Lookup(Protocol):
-    """An output that is looked up in a list by the values of others."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of outputs of the engine."""
-        ...
-
-    def __call__(self, arrays: Mapping[str, Array]) -> Array:
-        """The output, from the arrays of its sources."""
-        ...
-
-    def spec(self, outputs: Sequence[TensorSpec]) -> TensorSpec:
-        """Of the output, from those of the engine."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Before:
-    """The stage before the engine.
-
-    Attributes:
-        feeds: output of the stage -> the engine's input that it becomes.
-    """
-
-    stage: Stage
-    feeds: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +39,7 @@ class _Batch:
 
     positions: Sequence[int]
     sizes: Sequence[int]
-    feeds: Feeds
+    feeds: EngineFeeds
     extras: Feeds = dataclasses.field(default_factory=dict)
 
 
@@ -106,6 +81,10 @@ class StagedRunner:
         self.signature = signature
         self._batched = batched
         self._before, self._lookups, self._after = before, lookups or {}, after
+        self._items = {spec.name: spec.numpy.itemsize for spec in runner.signature.inputs}
+        self._on_device: OnDevice | None = None
+        if before and isinstance(runner, DeviceRunner) and isinstance(before.stage, OnDevice):
+            self._on_device = before.stage  # what is decoded on the GPU stays there
         self._stage_inputs = {spec.name for spec in before.stage.signature.inputs} if before else set()
 
     def run(self, feeds: Feeds, outputs: Sequence[str], into: Feeds | None = None) -> list[Array]:
@@ -163,7 +142,10 @@ class StagedRunner:
         if self._before is None:
             return [_Batch(positions, sizes, joined)]
         taken = {name: array for name, array in joined.items() if name in self._stage_inputs}
+        rest = {name: array for name, array in joined.items() if name not in self._stage_inputs}
         try:
+            if self._on_device and not (made := self._on_device.run_on_device(taken)).failed:
+                return [_Batch(positions, sizes, {**rest, **self._fed(made.arrays)})]
             rows = self._before.stage.run(taken)
         except UnifiedError as error:
             if len(positions) == 1:
@@ -185,10 +167,15 @@ class StagedRunner:
             beyond += size - len(failed)
         if not kept:
             return []
-        feeds = {name: _chosen(array, given) for name, array in joined.items() if name not in self._stage_inputs}
-        made = {into: _chosen(rows.arrays[name], passed) for name, into in self._before.feeds.items()}
-        extras = {name: _chosen(array, passed) for name, array in rows.arrays.items() if name not in self._before.feeds}
-        return [_Batch(kept, kept_sizes, feeds | made, extras)]
+        feeds = {name: _chosen(array, given) for name, array in rest.items()}
+        chosen = {name: _chosen(array, passed) for name, array in rows.arrays.items()}
+        extras = {name: array for name, array in chosen.items() if name not in self._before.feeds}
+        return [_Batch(kept, kept_sizes, {**feeds, **self._fed(chosen)}, extras)]
+
+    def _fed(self, arrays: EngineFeeds) -> dict[str, Any]:
+        """The engine's inputs among what the stage before it made."""
+        assert self._before
+        return {into: arrays[name] for name, into in self._before.feeds.items()}
 
     def _one_by_one(
         self, requests: Sequence[Feeds], positions: Sequence[int], answers: dict[int, UnifiedError]
@@ -235,13 +222,18 @@ class StagedRunner:
         answers: dict[int, Answer] = {}
         begin = 0
         for position, size in zip(batch.positions, batch.sizes, strict=True):
-            own = {name: array[begin : begin + size] for name, array in batch.feeds.items()}
+            own = {
+                name: array.rows(begin, begin + size, self._items[name])
+                if isinstance(array, DeviceArray)
+                else array[begin : begin + size]
+                for name, array in batch.feeds.items()
+            }
             extras = {name: array[begin : begin + size] for name, array in batch.extras.items()}
             answers |= self._answers(_Batch([position], [size], own, extras), outputs)
             begin += size
         return answers
 
-    def _outputs(self, feeds: Feeds, outputs: Sequence[str]) -> Rows:
+    def _outputs(self, feeds: EngineFeeds, outputs: Sequence[str]) -> Rows:
         """What is asked for, from the engine's inputs."""
         if self._after:
             names = [spec.name for spec in self._after.signature.inputs]

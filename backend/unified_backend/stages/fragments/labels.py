@@ -18,7 +18,7 @@ __all__ = ["LookUp", "read_charset", "read_labels"]
 
 @dataclasses.dataclass(frozen=True)
 class LookUp:
-    """An output of text, looked up in what the graph gives; see `staged.Lookup`.
+    """An output of text, looked up in what the graph gives; see `parts.Lookup`.
 
     Attributes:
         name: of the output.
