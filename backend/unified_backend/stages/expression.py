@@ -55,6 +55,10 @@ def parse(text: str) -> tuple[Call, ...]:
 def _chain(node: ast.expr) -> list[Call]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_chain(node.left), *_chain(node.right)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and isinstance(node.right, ast.Call):
+        # To Python `keras-tf(size=224)` is keras less tf(size=224).
+        name = ast.BinOp(node.left, node.op, node.right.func)
+        node = ast.Call(name, node.right.args, node.right.keywords)
     if not isinstance(node, ast.Call):
         return [Call(_word(node))]
     options = {}
