@@ -131,6 +131,12 @@ def test_keras_presets(name: str) -> None:
     np.testing.assert_allclose(caffe, near[..., ::-1] - np.array([103.939, 116.779, 123.68]), atol=1e-4)
 
 
+def test_a_preset_with_a_hyphen_takes_options() -> None:
+    made = stage("keras-tf(size=(64, 96), color=BGR)", (None, None, None, 3)).run({"image": column(FILES["coffee"])})
+    near = resized(pixels(FILES["coffee"]), (64, 96), Image.Resampling.NEAREST)[..., ::-1].astype(float)
+    np.testing.assert_allclose(made.arrays["x"][0], near / 127.5 - 1, atol=1e-5)
+
+
 def test_target_decides_layout_size_type_and_color() -> None:
     half = stage("imagenet", (None, 160, 192, 3), "FP16").run({"image": column(FILES["coffee"])}).arrays["x"]
     assert (half.shape, half.dtype) == ((1, 160, 192, 3), np.float16)
@@ -189,7 +195,7 @@ def test_originals_of_a_batch_are_filled_up() -> None:
     assert not made["x_original"][1, :, 171:].any()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"])
 def test_kinds_of_files_and_of_pixels(imagenet: ImageStage, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     file = encoded(pixels(FILES["chelsea"]), kind, **options)
@@ -272,6 +278,7 @@ def test_no_more_pixels_and_images_than_allowed() -> None:
 def test_an_image_smaller_than_the_crop_fails_alone() -> None:
     made = stage("image(resize=none)").run({"image": column(FILES["tall"], JPEG)})
     assert list(made.failed) == [0]
+    assert "smaller than the crop, 224 x 224 pixels" in made.failed[0].why
     picture = pixels(JPEG)[144:368, 144:368]
     np.testing.assert_allclose(made.arrays["x"][0], picture.transpose(2, 0, 1) / 255, atol=1e-6)
 

@@ -18,7 +18,8 @@ class Rows:
 
     Attributes:
         arrays: output name -> array; its first dimension has the samples that passed, in their order.
-        failed: index of a sample in the batch -> why that one did not pass.
+        failed: index of a sample in the batch -> why that one did not pass. The message leaves the index out: whoever
+            made the batch knows the sample's place in its own request, and adds that (`of_sample`).
     """
 
     arrays: Mapping[str, Array]

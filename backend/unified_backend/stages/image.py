@@ -18,6 +18,7 @@ from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["ImageStage", "image_stage"]
 
+_OUTSIDE = "Slice can't be placed out of bounds"  # DALI 2.4
 _SEND = "Send a JPEG, PNG, TIFF, WebP, BMP, PNM or JPEG 2000 file, whole"
 
 
@@ -131,9 +132,12 @@ class ImageStage:
         return ran.outputs, failed
 
     def _refused(self, reason: str) -> RequestError:
-        return RequestError(
-            f'input "{self._input}": the image cannot be used', reason, _SEND if self._encoded else "Correct it"
-        )
+        do = _SEND if self._encoded else "Correct it"
+        if _OUTSIDE in reason and self._recipe.size:
+            height, width = self._recipe.size
+            reason = f"it is smaller than the crop, {width} x {height} pixels, and the option resize is none"
+            do = "Send a larger one"
+        return RequestError(f'input "{self._input}": the image cannot be used', reason, do)
 
     def _ragged(self) -> RequestError:
         return RequestError(
