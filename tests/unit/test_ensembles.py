@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 from commands import command, printed
 from pipelines import DEFINITION, write_pipeline
@@ -84,6 +85,37 @@ def test_a_stage_that_wants_one_row_and_is_given_items(build, tmp_path):
     assert "it wants one row, of the sample, and there is one for each item" in " ".join(done.stderr.split())
 
 
+def test_an_input_that_nobody_takes(build):
+    done = build(("inputs:\n  n:", "inputs:\n  m: {dtype: FP32, dims: [1]}\n  n:"))
+    assert 'input "m" is not used' in " ".join(done.stderr.split())
+
+
+def test_a_model_of_fixed_batch_takes_no_items(build, tmp_path):
+    one = """<ir_version: 9, opset_import: ["":17]> g (float[1,2] x) => (float[1,1] y)
+    <int64[1] axes = {1}> { y = ReduceSum <keepdims = 1> (x, axes) }"""
+    onnx.save(onnx.parser.parse_model(one), tmp_path / "one.onnx")
+    done = build(("from: add.onnx", "from: one.onnx"))
+    assert "it takes 1 rows, and is given one for each item" in " ".join(done.stderr.split())
+
+
+def test_a_stage_in_two_steps_and_a_model_that_two_pipelines_bring(build, tmp_path):
+    more = (
+        "  - stage: make.py\n    inputs: [n]\n    outputs: {x: again, unused: nothing}\n"
+        "  - model: add\n    from: add.onnx\n    inputs: {x: again}\n    outputs: {y: others}\n"
+        "  - stage: join.py\n    inputs: {x: again, y: others}\n    outputs: {text: second, count: two}\n"
+    )
+    twice = ("outputs: [text, count]\nsteps:\n", "outputs: [text, count, second]\nsteps:\n" + more)
+    assert build(twice).returncode == 0
+    other = build(("name: sums", "name: more"))
+    assert other.returncode == 0, other.stderr
+    assert "models/add\n" not in other.stdout  # the one that is there is the same
+
+
+def test_a_pipeline_and_its_model_of_one_name(build):
+    done = build(("name: sums", "name: add"))
+    assert "has the name of the pipeline" in " ".join(done.stderr.split())
+
+
 def test_an_output_whose_rows_are_scalars(build, tmp_path):
     (tmp_path / "flat.py").write_text(
         "from unified_backend.stages.user import stage\n"
@@ -100,9 +132,13 @@ def test_what_is_written_is_named_and_not_overwritten(build, tmp_path):
     written = {"sums", "sums_make", "sums_join", "add"}
     assert {path.rpartition("/")[2] for path in json.loads(done.stdout)["written"]} == written
     assert {path.name for path in (tmp_path / "models").iterdir()} == written
+    assert build().stdout == ""  # it is all there
+    for name in ("add", "sums_make"):
+        config = tmp_path / "models" / name / "config.pbtxt"
+        config.write_text(config.read_text() + "# by hand\n")
     again = build()
     assert again.returncode == 2
-    assert "has add, sums, sums_join, sums_make already" in " ".join(again.stderr.split())
+    assert "has add, sums_make already" in " ".join(again.stderr.split())
     assert build(more=("--replace",)).returncode == 0
 
 

@@ -80,6 +80,7 @@ def test_a_value_error_is_the_requests_fault(made):
         (best("return scores +\n"), r"SyntaxError: .*\(best.py:5\)"),
         ("raise RuntimeError('no')\n", r"RuntimeError: no \(best.py:3\)"),
         ("import a_module_that_is_nowhere\n", "ModuleNotFoundError"),
+        ("raise SystemExit(0)\n", r"SystemExit: 0 \(best.py:3\)"),
         ('@stage({"x": "FLOAT[-1]"}, {})\ndef best(x): pass\n', '"x" is "FLOAT'),
     ],
 )

@@ -187,6 +187,18 @@ def test_what_is_decoded_on_the_gpu_stays_there():
     assert runner.runner.seen[-1] == "ndarray"  # with a sample missing, it goes through the host
 
 
+class Repeats(Numbers):
+    """A stage that makes another number of rows than it is given."""
+
+    def run(self, feeds):
+        return Rows({"pair": super().run(feeds).arrays["pair"].repeat(2, 0)})
+
+
+def test_a_stage_that_makes_other_rows_gives_nobody_another_s_answer():
+    for one in answers(staged(stage=Repeats()), texts(b"1"), texts(b"2")):
+        assert '"pair" has 2 rows for 1 samples' in str(one)
+
+
 class WithLengths(Numbers):
     """A stage that says more than the engine takes."""
 

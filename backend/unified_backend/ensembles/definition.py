@@ -156,6 +156,14 @@ def _require_given(definition: Definition) -> None:
                     "Give one of the two another name",
                 )
             given[tensor] = str(step)
+    taken = {tensor for step in definition.steps for tensor in step.inputs.values()} | {*definition.outputs.values()}
+    for spec in definition.inputs:
+        if spec.name not in taken:
+            raise ConfigError(
+                f'{marks.at("inputs", spec.name)}: input "{spec.name}" is not used',
+                "no step takes it, and Triton refuses an ensemble with such an input",
+                "Remove it, or give it to a step",
+            )
     for own, tensor in definition.outputs.items():
         if tensor not in given:
             raise ConfigError(

@@ -78,7 +78,7 @@ def brought(step: Step, definition: Definition, folder: Path, max_batch_size: in
     size = int(config.get("max_batch_size") or 0)
     if max_batch_size and (size or not given):
         config["max_batch_size"] = max(size, max_batch_size)
-    (target / "config.pbtxt").write_text(f"# Written for the pipeline {definition.name}.\n{to_pbtxt(config)}")
+    (target / "config.pbtxt").write_text(f"# Written by `triton-unified ensemble build`.\n{to_pbtxt(config)}")
     return target
 
 

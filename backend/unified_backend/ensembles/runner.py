@@ -167,6 +167,13 @@ class PipelineRunner:
         rows = stage.run(self._feeds(step, stage.signature.inputs, sample))
         if rows.failed:
             raise rows.failed[min(rows.failed)]
+        items = [own for own, name in step.outputs.items() if self._pipeline.tensors[name].items is not None]
+        if len(counts := {own: len(rows.arrays[own]) for own in items}) and len(set(counts.values())) > 1:
+            raise EngineError(
+                f"the stage {step} answered otherwise than a stage has to",
+                f"its outputs have different numbers of items: {', '.join(f'{n} {c}' for n, c in counts.items())}",
+                "Return one row for each item in all of them",
+            )
         for own, name in step.outputs.items():
             sample.tensors[name] = rows.arrays[own]
 

@@ -153,6 +153,9 @@ def _require_fitting(definition: Definition, step: Step, own: TensorSpec, tensor
             pairs = list(zip(own.shape, given.shape, strict=True))
             if step.stage and own.shape[0] == 1 and tensor.items is not None:
                 why = "it wants one row, of the sample, and there is one for each item"
+            if not step.stage and isinstance(own.shape[0], int) and own.shape[0] != given.shape[0]:
+                why = f"the model has no batch dimension: it takes {own.shape[0]} rows, and is given "
+                why += "one for each item" if tensor.items is not None else f"{given.shape[0]}"
             # The first dimension is the batch: any number of rows goes to a model that has one.
             at = next((at for at, (a, b) in enumerate(pairs) if at and _differ(a, b)), None)
             why = f"axis {at} is {pairs[at][0]} and {pairs[at][1]}" if at is not None else why

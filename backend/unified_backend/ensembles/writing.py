@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from unified_backend.formats.pipeline import (
     Compiled,
     CompiledStep,
     CompiledTensor,
+    read_compiled,
     write_compiled,
 )
 from unified_backend.pbtxt import read_pbtxt, to_pbtxt
@@ -78,6 +80,12 @@ def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
     """
     definition = wired.definition
     _require_items_through_stages(wired)
+    if clash := [step for step in definition.steps if not step.stage and step.name == definition.name]:
+        raise ConfigError(
+            f"{clash[0].where}: {clash[0]} has the name of the pipeline",
+            "both are models of the repository, which has one of each name",
+            "Name one of them otherwise",
+        )
 
     def write(folder: Path) -> None:
         for step, level in zip(definition.steps, wired.levels, strict=True):
@@ -85,7 +93,7 @@ def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
             if step.stage:
                 _write_stage(wired, step, folder)
             elif step.source and not (folder / step.name).exists():
-                brought(step, definition, folder, rows)
+                brought(step, definition, folder, rows if wired.batched[step.index] else None)
             elif not step.source:
                 _require_rows(wired, step, repository / step.name, rows)
         (folder / definition.name / "1").mkdir(parents=True)
@@ -101,6 +109,8 @@ def _placed(write: Callable[[Path], None], repository: Path, replace: bool) -> l
     with tempfile.TemporaryDirectory(dir=repository.resolve().parent, prefix=".unified-") as aside:
         write(Path(aside))
         names = sorted(path.name for path in Path(aside).iterdir())
+        # A model that another pipeline brought likewise is shared.
+        names = [name for name in names if not _equal(Path(aside) / name, repository / name)]
         there = [name for name in names if (repository / name).exists()]
         if there and not replace:
             raise Refused(
@@ -113,6 +123,14 @@ def _placed(write: Callable[[Path], None], repository: Path, replace: bool) -> l
                 shutil.rmtree(repository / name)
             shutil.move(Path(aside) / name, repository / name)
     return [repository / name for name in names]
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two folders have the same files."""
+    files = [{path.relative_to(top): path for path in top.rglob("*") if path.is_file()} for top in (one, other)]
+    if not other.is_dir() or files[0].keys() != files[1].keys():
+        return False
+    return all(filecmp.cmp(path, files[1][name], shallow=False) for name, path in files[0].items())
 
 
 def _compiled(wired: Wired) -> Compiled:
@@ -153,7 +171,7 @@ def _write_stage(wired: Wired, step: Step, folder: Path) -> None:
     tensors = {}
     for own, name in (*step.inputs.items(), *step.outputs.items()):
         spec = next(spec for spec in (*signature.inputs, *signature.outputs) if spec.name == own)
-        tensors[own] = CompiledTensor(spec.dtype, spec.shape, wired.tensors[name].items)
+        tensors[own] = CompiledTensor(spec.dtype, spec.shape, None if wired.tensors[name].items is None else 0)
     if both := step.inputs.keys() & step.outputs.keys():
         raise ConfigError(
             f"{step.where}: {step} has an input and an output called {', '.join(both)}",
@@ -161,7 +179,7 @@ def _write_stage(wired: Wired, step: Step, folder: Path) -> None:
             "Name one of them otherwise in the stage",
         )
     counts = {
-        own: _count(wired, name) for own, name in (*step.inputs.items(), *step.outputs.items()) if _padded(wired, name)
+        own: f"{own}_items" for own, name in (*step.inputs.items(), *step.outputs.items()) if _padded(wired, name)
     }
     compiled = Compiled(
         _stage_model(definition, step),
@@ -184,6 +202,14 @@ def _write_stage(wired: Wired, step: Step, folder: Path) -> None:
         counts,
     )
     version = folder / compiled.name / "1"
+    if version.exists():  # the same file in another step
+        if read_compiled(version, compiled.name) != compiled:
+            raise ConfigError(
+                f"{step.where}: {step} is used in two ways",
+                "a tensor of items goes into a model or comes out of one in one step only",
+                "Give the file another name for one of them",
+            )
+        return
     (version / STAGES).mkdir(parents=True)
     shutil.copy2(step.stage, version / STAGES)
     write_compiled(compiled, version)
@@ -214,8 +240,13 @@ def _ensemble(wired: Wired) -> dict[str, Any]:
         )
 
     def mapped(step: Step, wiring: Mapping[str, str]) -> dict[str, str]:
-        counts = {_count(wired, name) for name in wiring.values() if step.stage and _padded(wired, name)}
-        return {own: renamed.get(name, name) for own, name in wiring.items()} | {name: name for name in counts}
+        found = {own: renamed.get(name, name) for own, name in wiring.items()}
+        counts: dict[str, str] = {}
+        for own, name in wiring.items():
+            # What a stage gives is given once: its padded outputs have one number of items.
+            if step.stage and _padded(wired, name) and (wiring is step.inputs or not counts):
+                counts[f"{own}_items"] = _count(wired, name)
+        return found | counts
 
     # Triton refuses an ensemble with a tensor that nobody uses.
     used = {name for step in definition.steps for name in mapped(step, step.inputs).values()} | {*definition.outputs}

@@ -16,6 +16,7 @@ from unified_backend.gpus import Gpu
 from unified_backend.tensors import Array
 
 __all__ = [
+    "MOST_PIXELS",
     "DeviceRows",
     "Pipeline",
     "Ran",
@@ -25,6 +26,7 @@ __all__ = [
     "on_host",
     "require_dali",
     "samples_of",
+    "too_large",
 ]
 
 # nvimgcodec.h, nvimgcodecStatus_t: of a failed decode DALI passes on the number alone.
@@ -40,6 +42,21 @@ _STATUS = {
 }
 _NUMBER = re.compile(r"nvImageCodec failure: '#(\d+)'")
 _UNTOLD = re.compile(r"Failed to decode sample #\d+ *: *$")
+
+
+MOST_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded; the largest cameras' files pass, bombs do not
+
+
+def too_large(content: bytes, most: int = MOST_PIXELS) -> str | None:
+    """Why a file is too large to be decoded, by its header; None if it is not, or no picture."""
+    from nvidia import nvimgcodec
+
+    try:
+        header = nvimgcodec.CodeStream(content)
+        width, height = int(header.width), int(header.height)
+    except RuntimeError:
+        return None
+    return f"it has {width} x {height} pixels, and {most} are allowed" if width * height > most else None
 
 
 def require_dali(label: str, user: str) -> None:

@@ -13,7 +13,7 @@ from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
-from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of
+from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of, too_large
 from unified_backend.stages.python_function import module_of
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
@@ -175,6 +175,11 @@ class PipelineStage:
             for index in range(count)
             if any(column[index].size == 0 for column in rows.values())
         }
+        for spec in self.signature.inputs:
+            for index, content in enumerate(rows[spec.name]):
+                file = content.dtype == np.uint8 and content.ndim == 1 and index not in failed
+                if file and (why := too_large(content.tobytes())):
+                    failed[index] = self._refused(why)
         places = [index for index in range(count) if index not in failed]
         if not places:
             return None, failed

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified_backend.errors import ConfigError
+from unified_backend.stages.dali import MOST_PIXELS
 from unified_backend.stages.expression import Call
 from unified_backend.tensors import TensorSpec
 
@@ -32,7 +33,6 @@ MODES = ("crop", "stretch", "letterbox", "fit", "none")
 COLORS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _DTYPES = ("FP32", "FP16", "UINT8")
-_MOST_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded; the largest cameras' files pass, bombs do not
 _CROP_RATIO = 0.875  # 224 of 256, where `resize` is not said
 
 _IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "size": 224}
@@ -165,8 +165,8 @@ class _Reader:
             color=color,
             interpolation=self._word("interpolation", INTERPOLATIONS, "bilinear"),
             antialias=self._switch("antialias", True),
-            fill=self._number("fill", 0.0),
-            max_pixels=self._whole("max_pixels", _MOST_PIXELS),
+            fill=self._grey("fill", 0.0),
+            max_pixels=self._whole("max_pixels", MOST_PIXELS),
             original=self._switch("original", False),
             shapes=self._switch("shapes", False),
         )
@@ -252,6 +252,12 @@ class _Reader:
         if not _is_number(value):
             raise self._value_wrong(name, value, "a number")
         return float(value)
+
+    def _grey(self, name: str, default: float) -> float:
+        value = self._number(name, default)
+        if not 0 <= value <= 255:
+            raise self._value_wrong(name, value, "a number from 0 to 255")
+        return value
 
     def _channels(self, name: str, default: float, count: int) -> tuple[float, ...]:
         value = self._values.get(name, default)

@@ -44,7 +44,7 @@ class PythonStage:
             made = self._function(**{spec.name: feeds[spec.name] for spec in self.signature.inputs})
         except ValueError as error:
             raise RequestError(f"{self._file} refused the input", _reason(error, self._file), "Correct it") from None
-        except Exception as error:  # noqa: BLE001 - whatever a user's code raises is told
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's code raises is told
             raise EngineError(f"{self._file} failed", _reason(error, self._file), "Correct that file") from None
         return Rows({spec.name: self._checked(spec, array) for spec, array in self._by_name(made)})
 
@@ -115,7 +115,7 @@ def module_of(path: Path, label: str) -> ModuleType:
     sys.modules[name] = module  # decorators ask for the module of what they decorate
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever a user's code raises is told
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's code raises is told
         raise ConfigError(
             f"{label}: {path.name} does not run", _reason(error, path.name), "Correct that file"
         ) from None
@@ -125,7 +125,7 @@ def module_of(path: Path, label: str) -> ModuleType:
     return module
 
 
-def _reason(error: Exception, file: str) -> str:
+def _reason(error: BaseException, file: str) -> str:
     """The error in one line, with the last line of the user's file that it came through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file]
     where = f" ({file}:{frames[-1].lineno})" if frames else ""

@@ -12,7 +12,7 @@ import numpy as np
 from unified_backend.engines import Runner
 from unified_backend.engines.device import DeviceRunner
 from unified_backend.engines.uploads import DeviceArray
-from unified_backend.errors import RequestError, UnifiedError
+from unified_backend.errors import EngineError, RequestError, UnifiedError
 from unified_backend.stages import Rows, Stage
 from unified_backend.stages.parts import Before, Lookup, OnDevice
 from unified_backend.tensors import Array, Signature
@@ -147,6 +147,7 @@ class StagedRunner:
             if self._on_device and not (made := self._on_device.run_on_device(taken)).failed:
                 return [_Batch(positions, sizes, {**rest, **self._fed(made.arrays)})]
             rows = self._before.stage.run(taken)
+            _require_rows(rows, sum(sizes) if self._batched else None, "preprocess")
         except UnifiedError as error:
             if len(positions) == 1:
                 answers[positions[0]] = error
@@ -237,12 +238,31 @@ class StagedRunner:
         """What is asked for, from the engine's inputs."""
         if self._after:
             names = [spec.name for spec in self._after.signature.inputs]
-            rows = self._after.run(dict(zip(names, self.runner.run(feeds, names), strict=True)))
+            arrays = dict(zip(names, self.runner.run(feeds, names), strict=True))
+            rows = self._after.run(arrays)
+            _require_rows(rows, len(next(iter(arrays.values()))) if self._batched else None, "postprocess")
             return Rows({name: rows.arrays[name] for name in outputs}, rows.failed)
         sources = [name for output in outputs if output in self._lookups for name in self._lookups[output].sources]
         names = list(dict.fromkeys([*(name for name in outputs if name not in self._lookups), *sources]))
         arrays = dict(zip(names, self.runner.run(feeds, names), strict=True)) if names else {}
         return Rows({name: self._lookups[name](arrays) if name in self._lookups else arrays[name] for name in outputs})
+
+
+def _require_rows(rows: Rows, samples: int | None, which: str) -> None:
+    """
+    Args:
+        samples: of the batch; None where there is no batch dimension.
+
+    Raises:
+        EngineError: the stage made more or fewer rows than there are samples, whose places would be mixed up.
+    """
+    for name, array in rows.arrays.items():
+        if samples is not None and array.shape[:1] != (samples - len(rows.failed),):
+            raise EngineError(
+                f"the stage {which} answered otherwise than a stage has to",
+                f'"{name}" has {len(array) if array.ndim else "no"} rows for {samples - len(rows.failed)} samples',
+                "Return one row for each sample",
+            )
 
 
 def _samples(feeds: Feeds) -> int:
