@@ -195,8 +195,10 @@ def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:
                 raise SourceChangedError(canonical.label)
             if built is not None and AHEAD in built.facts:
                 builder.prove(engine, runner)
-            with report.phase("stages"):
-                whole = _staged(described, runner, threads)
+            whole = runner
+            if not described.around.nothing:
+                with report.phase("stages"):
+                    whole = _staged(described, runner, threads)
         except (EngineError, SourceError, VerificationError) as error:
             ladder.missed(name, error.why, logging.WARNING)
             continue
