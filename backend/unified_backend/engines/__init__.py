@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from unified_backend.errors import UnifiedError
 from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array, Signature
 
-__all__ = ["Built", "Canonical", "EachRunner", "Engine", "Runner", "Threads", "builds_slowly"]
+__all__ = ["Built", "Canonical", "EachRunner", "Engine", "Runner", "Threads", "builds_slowly", "run_one"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,3 +164,16 @@ class Engine(Protocol):
 def builds_slowly(engine: Engine) -> bool:
     """Whether `build: background` puts the engine's builds off."""
     return bool(getattr(engine, "builds_slowly", False))
+
+
+def run_one(
+    runner: EachRunner, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None
+) -> list[Array]:
+    """The `run` of an `EachRunner`: one request, whose error is raised."""
+    answer = runner.finish(runner.prepare([feeds]), outputs)[0]
+    if isinstance(answer, UnifiedError):
+        raise answer
+    for name, target in (into or {}).items():
+        np.copyto(target, answer[name])
+        answer[name] = target
+    return [answer[name] for name in outputs]

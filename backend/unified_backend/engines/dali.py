@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unified_backend.engines import Built, Canonical, Runner, Threads
+from unified_backend.engines import Built, Canonical, Runner, Threads, run_one
 from unified_backend.errors import ConfigError, EngineError, RequestError, UnifiedError
 from unified_backend.formats.dali import rows_of, spec_of
 from unified_backend.formats.dali_file import Port, ports
@@ -186,13 +186,7 @@ class SplitRunner:
         self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
     ) -> list[Array]:
         """The outputs for one request; see `Runner.run`."""
-        answer = self.finish(self.prepare([feeds]), outputs)[0]
-        if isinstance(answer, UnifiedError):
-            raise answer
-        for name, target in (into or {}).items():
-            np.copyto(target, answer[name])
-            answer[name] = target
-        return [answer[name] for name in outputs]
+        return run_one(self, feeds, outputs, into)
 
     def prepare(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | UnifiedError]:
         """All outputs of each request, which run as one batch; where that fails, each alone."""

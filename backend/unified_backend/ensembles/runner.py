@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unified_backend.engines import EachRunner
+from unified_backend.engines import EachRunner, run_one
 from unified_backend.errors import EngineError, RequestError, UnifiedError
 from unified_backend.formats.pipeline import Compiled, CompiledStep
 from unified_backend.stages import Stage
@@ -73,13 +73,7 @@ class PipelineRunner:
         self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
     ) -> list[Array]:
         """The outputs for one request; see `Runner.run`."""
-        answer = self.finish(self.prepare([feeds]), outputs)[0]
-        if isinstance(answer, UnifiedError):
-            raise answer
-        for name, target in (into or {}).items():
-            np.copyto(target, answer[name])
-            answer[name] = target
-        return [answer[name] for name in outputs]
+        return run_one(self, feeds, outputs, into)
 
     def prepare(self, requests: Sequence[Mapping[str, Array]]) -> _Prepared:
         """Split requests into samples, and run the stages before the first model on them."""
@@ -168,7 +162,8 @@ class PipelineRunner:
         if rows.failed:
             raise rows.failed[min(rows.failed)]
         items = [own for own, name in step.outputs.items() if self._pipeline.tensors[name].items is not None]
-        if len(counts := {own: len(rows.arrays[own]) for own in items}) and len(set(counts.values())) > 1:
+        counts = {own: len(rows.arrays[own]) for own in items}
+        if len(set(counts.values())) > 1:
             raise EngineError(
                 f"the stage {step} answered otherwise than a stage has to",
                 f"its outputs have different numbers of items: {', '.join(f'{n} {c}' for n, c in counts.items())}",

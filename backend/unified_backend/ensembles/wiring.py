@@ -46,11 +46,6 @@ class Wired:
     signatures: Sequence[Signature]
     batched: Sequence[bool]
 
-    @property
-    def has_items(self) -> bool:
-        """Whether some tensor has a variable number of rows a sample."""
-        return any(tensor.items is not None for tensor in self.tensors.values())
-
 
 def wire(definition: Definition, signatures: Sequence[Signature], batched: Sequence[bool]) -> Wired:
     """Check that the steps fit one another.

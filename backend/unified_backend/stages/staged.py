@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unified_backend.engines import Runner
+from unified_backend.engines import Runner, run_one
 from unified_backend.engines.device import DeviceRunner
 from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import EngineError, RequestError, UnifiedError
@@ -89,13 +89,7 @@ class StagedRunner:
 
     def run(self, feeds: Feeds, outputs: Sequence[str], into: Feeds | None = None) -> list[Array]:
         """The outputs for one request; see `Runner.run`."""
-        answer = self.finish(self.prepare([feeds]), outputs)[0]
-        if isinstance(answer, UnifiedError):
-            raise answer
-        for name, target in (into or {}).items():
-            np.copyto(target, answer[name])
-            answer[name] = target
-        return [answer[name] for name in outputs]
+        return run_one(self, feeds, outputs, into)
 
     def prepare(self, requests: Sequence[Feeds]) -> _Prepared:
         """Pre-process requests, those of equal shapes as one batch."""
