@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import ConfigError, EngineError, RequestError
-from unified_backend.formats.dali_file import Port, is_pipeline, ports
+from unified_backend.formats.dali_file import Port, is_pipeline, on_cpu, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
-from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of, too_large
+from unified_backend.stages.dali import (
+    DeviceRows,
+    Pipeline,
+    arguments,
+    dali_reason,
+    on_device,
+    on_host,
+    require_dali,
+    samples_of,
+    too_large,
+)
 from unified_backend.stages.python_function import module_of
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
@@ -114,6 +125,7 @@ class PipelineStage:
         """
         from nvidia import dali
 
+        data = data if gpu else on_cpu(data)
         self._file = file
         inputs, outputs = _ports(data, file, label)
         outputs = tuple(known) or outputs
@@ -135,6 +147,17 @@ class PipelineStage:
                 raise self.ragged(spec.name)
             arrays[spec.name] = array
         return Rows(arrays if outputs else self._empty(), failed)
+
+    def run_on_device(self, feeds: Mapping[str, Array], kept: Collection[str]) -> DeviceRows:
+        """As `run`; outputs that the pipeline makes on the GPU stay there if they are kept. See `OnDevice`."""
+        outputs, failed = self._ran([feeds])
+        arrays: dict[str, DeviceArray | Array] = {}
+        for spec, tensors in zip(self.signature.outputs, outputs or (), strict=False):
+            array = on_device(tensors) if spec.name in kept else on_host(tensors)
+            if array is None:
+                raise self.ragged(spec.name)
+            arrays[spec.name] = array
+        return DeviceRows(arrays, failed)
 
     def samples(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | RequestError]:
         """What the pipeline makes of each sample of some requests, run as one batch; or why it refuses the sample."""
