@@ -24,6 +24,7 @@ from unified_backend.forms.converted import key_of_conversion, key_of_converted
 from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
+from unified_backend.forms.lowered import given, key_of_lowered, precisions
 from unified_backend.forms.reference import ENGINES, PROFILED
 from unified_backend.gpus import gpu_of
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
@@ -95,10 +96,10 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     snapshot = Snapshot(cache.store.memo, source.files)
     if source.format != "onnx":
         other = foreign(source, folder.parent / "samples", settings, around, cache.store.memo)
-        return Explanation(source, _entries_of_other(other, around, cache, lookup))
+        return Explanation(source, _entries_of_other(other, around, folder.parent, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entry = lookup.explained("canonical", canonical)
-    return Explanation(source, [entry, *_entries_after(canonical, settings, around, lookup)])
+    return Explanation(source, [entry, *_entries_after(canonical, settings, around, folder.parent, lookup)])
 
 
 def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
@@ -108,7 +109,9 @@ def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
         yield dataclasses.replace(entry, name=f"{entry.name} of {model.name}")
 
 
-def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Lookup) -> list[Explained]:
+def _entries_of_other(
+    other: Foreign, around: Around, model_dir: Path, cache: Cache, lookup: _Lookup
+) -> list[Explained]:
     """Entries of a source that is not ONNX: of the first way whose entries are there, which a load takes; else of all,
     of which it takes the first that works.
     """
@@ -123,7 +126,7 @@ def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Loo
                 entries.append(dataclasses.replace(made, reason=reason))
                 continue
             mine = [made, lookup.explained("canonical", key)]
-            after = partial(_entries_after, key, other.settings, around, lookup)
+            after = partial(_entries_after, key, other.settings, around, model_dir, lookup)
         else:
             key = key_of_direct(other, way)
             mine = [lookup.explained(f"direct {way.name}", key)]
@@ -134,11 +137,16 @@ def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Loo
     return entries
 
 
-def _entries_after(canonical: Key, settings: Settings, around: Around, lookup: _Lookup) -> Iterator[Explained]:
+def _entries_after(
+    canonical: Key, settings: Settings, around: Around, model_dir: Path, lookup: _Lookup
+) -> Iterator[Explained]:
     """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine."""
     if around.fragments:
         canonical = key_of_composed(canonical.digest, around.fragments)
         yield lookup.explained("composed", canonical)
+    if settings.lowers:
+        canonical, entries = _lowered(canonical, settings, around, model_dir, lookup)
+        yield from entries
     yield from _batching(canonical, around, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
@@ -155,6 +163,26 @@ def _entries_after(canonical: Key, settings: Settings, around: Around, lookup: _
         break  # the rungs below it are built only where it fails
 
 
+def _lowered(
+    canonical: Key, settings: Settings, around: Around, model_dir: Path, lookup: _Lookup
+) -> tuple[Key, list[Explained]]:
+    """The entry of the model in the precision that is asked for, and the key of the model that engines are made of."""
+    facts = lookup.facts(canonical)
+    if facts is None:
+        reason = "it depends on the model's inputs, which the canonical entry will tell"
+        return canonical, [Explained("precision", None, "unknown", reason)]
+    fixed = around.fixed(Signature.from_json(facts["signature"]))
+    samples, calibration = given(lookup.label, settings, model_dir, lookup.memo)
+    entries = []
+    for precision in precisions(settings, bool(calibration)):
+        key = key_of_lowered(canonical.digest, precision, settings, around, fixed, samples, calibration)
+        entries.append(lookup.explained("precision", key))
+        found = lookup.facts(key)
+        if found is None or not found["failure"]:
+            return (canonical if found and found["already"] else key), entries
+    return canonical, entries
+
+
 def _batching(canonical: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
     if facts := lookup.facts(canonical):
         fixed = around.fixed(Signature.from_json(facts["signature"]))
@@ -168,7 +196,7 @@ class _Lookup:
     """Entries of one model, looked at and not touched."""
 
     def __init__(self, label: str, cache: Cache) -> None:
-        self._label = label
+        self.label, self.memo = label, cache.store.memo
         self._store = cache.store
         self._remote = cache.remote
         self._used = {
@@ -243,4 +271,4 @@ class _Lookup:
         self._remote = None
 
     def _made_for(self, manifest: Manifest) -> bool:
-        return maker_of(manifest) == self._label
+        return maker_of(manifest) == self.label

@@ -28,6 +28,7 @@ from unified_backend.forms.built import AHEAD, Builder
 from unified_backend.forms.composed import composed
 from unified_backend.forms.foreign import foreign
 from unified_backend.forms.ladder import find
+from unified_backend.forms.lowered import lowered
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.gpus import Gpu
@@ -143,6 +144,9 @@ def describe(
             reference = Reference(label, settings)
         signature = around.signature(canonical.signature, lookups)
         fixed = around.fixed(canonical.signature)
+        if (cheaper := lowered(canonical, settings, around, fixed, folder.parent, lookup)).digest != canonical.digest:
+            reference = Reference(label, settings)
+        canonical = cheaper
     with report.phase("prove"):
         batching = _batching(canonical, fixed, lookup, reference)
     completed, notes = complete(label, config, signature, batching, default_max_batch_size(), max_batch_size_given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,12 @@ class Around:
         before = self.stage_before(runner.signature, max_batch_size or 1, threads, gpu)
         after = self._stage_after(runner.signature) if self.after else None
         return StagedRunner(runner, signature, max_batch_size > 0, before, lookups, after)
+
+    def digest_before(self) -> str | None:
+        """Of what the stage before the engine does: its call, or its file's bytes."""
+        if isinstance(self.before, Path):
+            return hashlib.sha256(self.before.read_bytes()).hexdigest()
+        return str(self.before) if self.before else None
 
     def stage_before(
         self, engine: Signature, max_batch_size: int = 1, threads: int = 1, gpu: Gpu | None = None
