@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
 from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of, too_large
+from unified_backend.stages.made_up import KINDS, sample
 from unified_backend.stages.python_function import module_of
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
@@ -21,15 +22,6 @@ __all__ = ["PipelineStage", "dali_stage", "pipeline_bytes"]
 
 _SOURCE = 'fn.external_source(name="image", dtype=types.UINT8, ndim=1)'
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
-_OPEN = 32  # a size for dimensions that nobody knows, of the samples that a pipeline is tried on
-# 8 x 8 grey pixels as a PNG, and 8 samples of silence at 8 kHz as a WAV: what a source of files is tried on.
-_PICTURE = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGNsaGhgwAaYsIoOWgkAMBcBkGHHl6YAAAAASUVORK5CYII="
-)
-_SOUND = (
-    b"RIFF\x34\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x40\x1f\x00\x00\x80\x3e\x00\x00\x02\x00\x10\x00"
-    b"data\x10\x00\x00\x00" + bytes(16)
-)
 
 
 def dali_stage(path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, label: str) -> PipelineStage:
@@ -76,7 +68,7 @@ def pipeline_bytes(
     (name, define), options = found.popitem(), arguments(max_batch_size, threads, gpu)
     try:
         return bytes(define(**options).serialize())
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever a user's code raises is told
         line = _line(error, path)
         reason = dali_reason(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
         raise ConfigError(
@@ -115,14 +107,14 @@ class PipelineStage:
         from nvidia import dali
 
         self._file = file
-        inputs, outputs = _ports(data, file, label)
+        self._inputs, outputs = _ports(data, file, label)
         outputs = tuple(known) or outputs
         self._limit = max(1, max_batch_size)
         options = arguments(max_batch_size, threads, gpu)
         self._pipeline = Pipeline(lambda: dali.Pipeline.deserialize(data, **options), label)
         if any(port.dtype is None or port.rank is None for port in outputs):
-            outputs = self._tried(inputs, outputs, label)
-        given = (_input(port, files) for port in inputs)
+            outputs = self._completed(outputs, label)
+        given = (_input(port, files) for port in self._inputs)
         self.signature = Signature(tuple(given), tuple(map(_spec, outputs)))
 
     def run(self, feeds: Mapping[str, Array]) -> Rows:
@@ -150,6 +142,20 @@ class PipelineStage:
             f'{self._file}: output "{name}" is no batch',
             "its samples have different shapes",
             "Give them one shape in the pipeline (fn.pad, fn.resize), or send them in requests of their own",
+        )
+
+    def sized_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs with the sizes that two made-up samples have in common: those do not depend on what is sent."""
+        shapes = [[array.shape for array in made] for made in map(self._tried, range(2)) if not isinstance(made, str)]
+        if len(shapes) < 2:
+            return self.signature.outputs
+        return tuple(
+            dataclasses.replace(
+                spec, shape=(None, *(size if size == other else None for size, other in zip(*pair, strict=True)))
+            )
+            if len(pair[0]) == len(pair[1]) == len(spec.shape or ()) - 1
+            else spec
+            for spec, *pair in zip(self.signature.outputs, *shapes, strict=True)
         )
 
     def close(self) -> None:
@@ -208,26 +214,35 @@ class PipelineStage:
             for spec in self.signature.outputs
         }
 
-    def _tried(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...], label: str) -> tuple[Port, ...]:
-        """The outputs with the types and ranks that they have for a sample made up here."""
+    def _completed(self, outputs: tuple[Port, ...], label: str) -> tuple[Port, ...]:
+        """The outputs with the types and ranks that they have for a sample made up here.
+
+        Raises:
+            ConfigError: the pipeline refuses it.
+        """
+        made = self._tried(0)
+        if not isinstance(made, str):
+            return tuple(_seen(port, array) for port, array in zip(outputs, made, strict=True))
+        unsaid = ", ".join(port.name for port in outputs if port.dtype is None or port.rank is None)
+        raise ConfigError(
+            f"{label}: {self._file} does not say what comes out",
+            f"the outputs {unsaid} have no type or rank, and a made-up sample was refused: {made}",
+            "Declare them: @pipeline_def(output_dtype=[types.FLOAT], output_ndim=[3])",
+        )
+
+    def _tried(self, which: int) -> list[Array] | str:
+        """The outputs for one of two samples made up here, of different sizes, or why they were refused."""
         reason = ""
-        for content in (_PICTURE, _SOUND):
-            feeds = {port.name: [_sample(port, content)] for port in inputs}
+        for kind in KINDS:
             try:
-                ran = self._pipeline.run(feeds)
+                ran = self._pipeline.run({port.name: [sample(port, kind, which)] for port in self._inputs})
             except EngineError as error:
                 reason = error.why
                 continue
             if ran.outputs is not None:
-                first = [np.asarray(tensors.as_cpu()[0]) for tensors in ran.outputs]
-                return tuple(_seen(port, array) for port, array in zip(outputs, first, strict=True))
+                return [np.asarray(tensors.as_cpu()[0]) for tensors in ran.outputs]
             reason = ran.failed[0]
-        unsaid = ", ".join(port.name for port in outputs if port.dtype is None or port.rank is None)
-        raise ConfigError(
-            f"{label}: {self._file} does not say what comes out",
-            f"the outputs {unsaid} have no type or rank, and a made-up sample was refused: {reason}",
-            "Declare them: @pipeline_def(output_dtype=[types.FLOAT], output_ndim=[3])",
-        )
+        return reason
 
 
 def _ports(data: bytes, file: str, label: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -255,17 +270,6 @@ def _spec(port: Port) -> TensorSpec:
     # A sample without dimensions is one number, and a batch of them [N, 1] to Triton would need a reshape.
     assert port.dtype
     return TensorSpec(port.name, port.dtype, (None,) * (1 + (port.rank or 0)))
-
-
-def _sample(port: Port, content: bytes) -> Array:
-    if (port.dtype, port.rank) == ("UINT8", 1):
-        return np.frombuffer(content, np.uint8)
-    row = data_type(port.dtype or "")
-    assert row
-    sizes = [_OPEN] * (port.rank or 0)
-    if port.rank == 3:
-        sizes[2] = 3
-    return np.zeros(sizes, row.numpy)
 
 
 def _seen(port: Port, array: Array) -> Port:
