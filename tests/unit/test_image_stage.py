@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from photographs import (
     FILTERS,
     IMAGENET,
+    bomb,
     column,
     cropped,
     encoded,
@@ -213,18 +212,6 @@ def test_the_camera_s_rotation_is_applied(imagenet: ImageStage) -> None:
     assert np.abs(made - normal(cropped(turned, 256, 224))).max() <= 1.01 / 255 / STD.min()
 
 
-def bomb() -> bytes:
-    """A PNG of 20000 x 20000 black pixels in 60 kB."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    packer, rows = zlib.compressobj(9), bytes(20001 * 100)
-    content = b"".join(packer.compress(rows) for _ in range(200)) + packer.flush()
-    head = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-
-
 JPEG = FILES["astronaut"]
 BAD = {
     "empty": (b"", "it is empty"),
@@ -234,7 +221,7 @@ BAD = {
     "100 bytes of a JPEG": (JPEG[:100], "a damaged JPEG"),
     "half a PNG": (FILES["coffee"][:20000], "a damaged PNG"),
     "20 bytes of a PNG": (FILES["coffee"][:20], "a damaged PNG"),
-    "bomb": (bomb(), "20000 x 20000 pixels"),
+    "bomb": (bomb(20000), "20000 x 20000 pixels"),
 }
 
 

@@ -176,16 +176,13 @@ class PipelineStage:
                 f"there are {sizes}, and a batch has at most {self._limit} of each",
                 "Send as many of each, and fewer at once",
             )
-        failed = {
-            index: self._refused("it is empty")
-            for index in range(count)
-            if any(column[index].size == 0 for column in rows.values())
-        }
-        for spec in self.signature.inputs:
-            for index, content in enumerate(rows[spec.name]):
-                file = content.dtype == np.uint8 and content.ndim == 1 and index not in failed
-                if file and (why := too_large(content.tobytes())):
-                    failed[index] = self._refused(why)
+        failed: dict[int, RequestError] = {}
+        for name, column in rows.items():
+            for index, content in enumerate(column):
+                if content.size == 0:
+                    failed[index] = self._refused("it is empty", name)
+                elif content.dtype == np.uint8 and content.ndim == 1 and (why := too_large(content.tobytes())):
+                    failed[index] = self._refused(why, name)
         places = [index for index in range(count) if index not in failed]
         if not places:
             return None, failed
@@ -202,8 +199,8 @@ class PipelineStage:
             raise RequestError(f"{self._file}: {spec.name} has no bytes", "it takes files", "Send the bytes of files")
         return [np.frombuffer(content, np.uint8) for content in raw]
 
-    def _refused(self, why: str) -> RequestError:
-        names = ", ".join(spec.name for spec in self.signature.inputs)
+    def _refused(self, why: str, name: str = "") -> RequestError:
+        names = name or ", ".join(spec.name for spec in self.signature.inputs)
         return RequestError(f"{self._file}: {names} cannot be used", why, "Correct it")
 
     def _empty(self) -> dict[str, Array]:
