@@ -111,6 +111,57 @@ def test_a_stage_in_two_steps_and_a_model_that_two_pipelines_bring(build, tmp_pa
     assert "models/add\n" not in other.stdout  # the one that is there is the same
 
 
+AGAIN = ADD_STEP.replace("y: sums", "y: others")
+
+
+@pytest.mark.parametrize("fused", [(), ("--fused",)])
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (AGAIN.replace("from: add.onnx", "from: add.onnx\n    parameters: {tf32: true}"), "and another parameters"),
+        (AGAIN.replace("from: add.onnx", "from: add.onnx\n    files: [make.py]"), "and another files"),
+    ],
+)
+def test_one_model_with_different_parameters_has_two_names(build, tmp_path, second, why, fused):
+    done = build((ADD_STEP, ADD_STEP + second), more=fused)
+    words = " ".join(done.stderr.split())
+    assert f"step 3 (add) has the name of step 2 (add), {why}" in words
+    assert "Name it otherwise: `model: add_2`, with the same `from`" in words
+    assert build((ADD_STEP, ADD_STEP + second.replace("model: add", "model: add_2")), more=fused).returncode == 0
+
+
+def test_a_model_of_samples_and_of_items_takes_the_larger_batch(build, tmp_path):
+    (tmp_path / "pair.py").write_text(
+        "from unified_backend.stages.user import stage\n"
+        '@stage(inputs={"n": "INT32[1,1]"}, outputs={"x": "FP32[1,2]"})\n'
+        "def pair(n):\n    return n.repeat(2, 1).astype('float32')\n"
+    )
+    steps = "  - stage: pair.py\n    inputs: [n]\n    outputs: {x: pair}\n"
+    steps += ADD_STEP.replace("x: pairs", "x: pair").replace("y: sums", "y: first")
+    assert build(("steps:\n", "steps:\n" + steps)).returncode == 0
+    assert "max_batch_size: 16" in (tmp_path / "models/add/config.pbtxt").read_text()
+
+
+def test_a_model_that_another_pipeline_uses_is_not_replaced_by_another(build, tmp_path):
+    assert build().returncode == 0
+    config = tmp_path / "models" / "add" / "config.pbtxt"
+    other = ("name: sums", "name: more")
+    for change, why in (
+        (("max_items: 16", "max_items: 8"), "its max_batch_size is 16, and would be 8"),
+        (("from: add.onnx", "from: add.onnx\n    parameters: {tf32: true}"), "its files or its config would be others"),
+        (("from: add.onnx", "from: add.onnx\n    files: [make.py]"), "its files or its config would be others"),
+    ):
+        for more in ((), ("--replace",)):
+            done = build(other, change, more=more)
+            assert done.returncode == 2
+            assert f"the pipeline sums uses add too: {why}" in " ".join(done.stderr.split())
+        assert {path.name for path in (tmp_path / "models").iterdir()} == {"sums", "sums_make", "sums_join", "add"}
+        assert "max_batch_size: 16" in config.read_text()
+    larger = build(other, ("max_items: 16", "max_items: 32"), more=("--replace",))
+    assert larger.returncode == 0, larger.stderr
+    assert "max_batch_size: 32" in config.read_text()
+
+
 def test_a_pipeline_and_its_model_of_one_name(build):
     done = build(("name: sums", "name: add"))
     assert "has the name of the pipeline" in " ".join(done.stderr.split())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import filecmp
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unified_backend.ensembles.definition import Definition, Step
 from unified_backend.ensembles.members import brought
+from unified_backend.ensembles.placing import placed
 from unified_backend.ensembles.wiring import Wired
-from unified_backend.errors import ConfigError, Refused
+from unified_backend.errors import ConfigError
 from unified_backend.formats.pipeline import (
     MODELS,
     STAGES,
@@ -38,7 +37,7 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
 
     Raises:
         ConfigError: a model that the pipeline does not bring.
-        Refused: there is something of that name.
+        Refused: there is something of that name, or another pipeline uses it.
     """
     definition = wired.definition
     for step in definition.steps:
@@ -62,7 +61,7 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
         config = {"backend": "unified", "max_batch_size": definition.max_batch_size}
         _write_config(folder / definition.name, config, definition)
 
-    return _placed(write, repository, replace)
+    return placed(write, definition, repository, replace)
 
 
 def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
@@ -76,7 +75,7 @@ def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
 
     Raises:
         ConfigError: a model takes fewer rows at once than the pipeline gives, or padded items reach the client.
-        Refused: there is something of one of these names.
+        Refused: there is something of one of these names, or another pipeline uses it and would get another model.
     """
     definition = wired.definition
     _require_items_through_stages(wired)
@@ -87,50 +86,23 @@ def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
             "Name one of them otherwise",
         )
 
+    most: dict[str, int] = {}
+    for step, level in zip(definition.steps, wired.levels, strict=True):
+        rows = definition.max_batch_size if level is None else definition.max_items
+        most[step.name] = max(rows, most.get(step.name, 0))
+
     def write(folder: Path) -> None:
-        for step, level in zip(definition.steps, wired.levels, strict=True):
-            rows = definition.max_batch_size if level is None else definition.max_items
+        for step in definition.steps:
             if step.stage:
                 _write_stage(wired, step, folder)
             elif step.source and not (folder / step.name).exists():
-                brought(step, definition, folder, rows if wired.batched[step.index] else None)
+                brought(step, definition, folder, most[step.name] if wired.batched[step.index] else None)
             elif not step.source:
-                _require_rows(wired, step, repository / step.name, rows)
+                _require_rows(wired, step, repository / step.name, most[step.name])
         (folder / definition.name / "1").mkdir(parents=True)
         _write_config(folder / definition.name, _ensemble(wired), definition)
 
-    return _placed(write, repository, replace)
-
-
-def _placed(write: Callable[[Path], None], repository: Path, replace: bool) -> list[Path]:
-    """Write model directories aside, and move them into the repository when all are there."""
-    repository.mkdir(parents=True, exist_ok=True)
-    # Beside the repository, and not in it: what lies there is taken for a model.
-    with tempfile.TemporaryDirectory(dir=repository.resolve().parent, prefix=".unified-") as aside:
-        write(Path(aside))
-        names = sorted(path.name for path in Path(aside).iterdir())
-        # A model that another pipeline brought likewise is shared.
-        names = [name for name in names if not _equal(Path(aside) / name, repository / name)]
-        there = [name for name in names if (repository / name).exists()]
-        if there and not replace:
-            raise Refused(
-                f"{repository} has {', '.join(there)} already",
-                "nothing was written",
-                "Give --replace, or name another repository",
-            )
-        for name in names:
-            if name in there:
-                shutil.rmtree(repository / name)
-            shutil.move(Path(aside) / name, repository / name)
-    return [repository / name for name in names]
-
-
-def _equal(one: Path, other: Path) -> bool:
-    """Whether two folders have the same files."""
-    files = [{path.relative_to(top): path for path in top.rglob("*") if path.is_file()} for top in (one, other)]
-    if not other.is_dir() or files[0].keys() != files[1].keys():
-        return False
-    return all(filecmp.cmp(path, files[1][name], shallow=False) for name, path in files[0].items())
+    return placed(write, definition, repository, replace)
 
 
 def _compiled(wired: Wired) -> Compiled:
