@@ -162,6 +162,18 @@ def test_a_model_that_another_pipeline_uses_is_not_replaced_by_another(build, tm
     assert "max_batch_size: 32" in config.read_text()
 
 
+def test_a_model_of_another_backend_is_not_fused(build, tmp_path):
+    theirs = tmp_path / "theirs"
+    (theirs / "1").mkdir(parents=True)
+    (theirs / "config.pbtxt").write_text(
+        'backend: "onnxruntime" max_batch_size: 16 input { name: "x" data_type: TYPE_FP32 dims: [2] }'
+        ' output { name: "y" data_type: TYPE_FP32 dims: [1] }'
+    )
+    done = build(("from: add.onnx", "from: theirs"), more=("--fused",))
+    assert "step 2 (add) is a model of the backend onnxruntime" in " ".join(done.stderr.split())
+    assert build(("from: add.onnx", "from: theirs")).returncode == 0
+
+
 def test_a_pipeline_and_its_model_of_one_name(build):
     done = build(("name: sums", "name: add"))
     assert "has the name of the pipeline" in " ".join(done.stderr.split())

@@ -22,6 +22,7 @@ from unified_backend.formats.pipeline import (
     write_compiled,
 )
 from unified_backend.pbtxt import read_pbtxt, to_pbtxt
+from unified_backend.repository import backend_of
 
 __all__ = ["write_ensemble", "write_fused"]
 
@@ -36,7 +37,7 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
         the model directories written.
 
     Raises:
-        ConfigError: a model that the pipeline does not bring.
+        ConfigError: a model that the pipeline does not bring, or one of another backend.
         Refused: there is something of that name, or another pipeline uses it.
     """
     definition = wired.definition
@@ -46,6 +47,12 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
                 f"{step.where}: {step} is a model of the repository",
                 "a fused pipeline carries its models with it",
                 "Name its directory with `from`, or build the ensemble",
+            )
+        if step.source and (backend := backend_of(step.source)) not in ("unified", "not named"):
+            raise ConfigError(
+                f"{step.where}: {step} is a model of the backend {backend}",
+                "a fused pipeline runs its models in this one",
+                "Build the ensemble, which runs models of any backend",
             )
 
     def write(folder: Path) -> None:
