@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -12,11 +13,29 @@ from unified_backend.formats.description import Description, renamed
 from unified_backend.settings import Settings
 from unified_backend.tensors import ROWS, TensorSpec
 
-__all__ = ["BATCH", "Dali", "rows_of", "spec_of", "split"]
+__all__ = ["BATCH", "Dali", "rows_of", "spec_of", "split", "words"]
 
 BATCH = "batch"  # a pipeline computes each sample by itself: every first dimension is the same one
 _HEAD = 1 << 16
 _DECORATED = re.compile(rb"^@(?:\w+\.)*autoserialize\b", re.MULTILINE)
+
+
+def words(path: Path) -> str | None:
+    """Why a Python file that is meant to define a pipeline is none that is served; None if it is meant otherwise."""
+    if path.suffix != ".py":
+        return None
+    text = path.read_bytes()
+    if path.name != "dali.py" and b"nvidia.dali" not in text:
+        return None
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        return f"Python that does not parse: {error}"
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    found = [one.name for one in functions if any("pipeline_def" in ast.unparse(each) for each in one.decorator_list)]
+    if found:
+        return f"the DALI pipeline {', '.join(found)} without `@autoserialize` above its `@pipeline_def`"
+    return "Python without a function under `@autoserialize` and `@pipeline_def`, which DALI's pipelines are"
 
 
 class Dali:
