@@ -76,7 +76,9 @@ class Dali:
                 f"{label}: {path.name} has no input", "it has no external source", "Read files by fn.external_source"
             )
         files = tuple(port.name for port in inputs if (port.dtype, port.rank) == ("UINT8", 1))
-        described = Description(tuple(map(spec_of, inputs)), tuple(map(spec_of, outputs)), files=files, positional=True)
+        untyped = tuple(port.name for port in outputs if port.dtype is None)
+        specs = (tuple(map(spec_of, inputs)), tuple(map(spec_of, outputs)))
+        described = Description(*specs, files=files, positional=True, untyped=untyped)
         return renamed(described, settings.names, label)
 
 
