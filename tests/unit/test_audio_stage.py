@@ -11,7 +11,7 @@ from photographs import column
 from scipy import signal
 from scipy.io import wavfile
 from unified_backend.errors import ConfigError, RequestError
-from unified_backend.stages.audio import AudioStage, audio_stage, windows
+from unified_backend.stages.audio import AudioStage, audio_stage
 from unified_backend.stages.expression import parse
 from unified_backend.tensors import Array, TensorSpec
 
@@ -107,25 +107,6 @@ def test_mel_spectrogram_equals_its_formulas(formula: str) -> None:
     np.testing.assert_allclose(made["x"][1, :, 26:], -60, atol=1e-4)
 
 
-def test_windows_overlap_as_basic_pitch_cuts_them() -> None:
-    clip, overlap = 43844, 30 * 256
-    sounds = [tones(5, 22050), tones(0.5, 22050)]
-    stage_ = stage(f"audio(22050, clip={clip}, overlap={overlap})", (None, clip, 1))
-    made = stage_.run({"sound": column(*(wav(sound, 22050) for sound in sounds))}).arrays
-    assert made["x"].shape == (2, 4, clip, 1)
-    assert made["x_length"].tolist() == [[4], [1]]
-    for row, sound, count in zip(made["x"], sounds, (4, 1), strict=True):
-        padded = np.pad(sound, (overlap // 2, 4 * clip))
-        for number in range(count):
-            begin = number * (clip - overlap)
-            np.testing.assert_allclose(row[number, :, 0], padded[begin : begin + clip], atol=1e-6)
-        assert not row[count:].any()
-
-
-def test_windows_of_an_empty_sound() -> None:
-    assert windows(np.zeros(0, np.float32), 10, 4).tolist() == [[0.0] * 10]
-
-
 def crc(content: bytes, polynomial: int, bits: int) -> bytes:
     value = 0
     for byte in content:
@@ -197,8 +178,11 @@ def test_no_more_sounds_than_a_batch_has() -> None:
         ("audio(mel=80, formula=bark)", MEL, "slaney or htk"),
         ("audio(mel=64)", MEL, r"\[-1, 80, -1\]"),
         ("audio", MEL, "Add mel=BANDS"),
-        ("audio(window=800)", SAMPLES, "larger than n_fft"),
-        ("audio(clip=100, overlap=100)", SAMPLES, "less than clip"),
+        ("audio(mel=80, window=800)", MEL, "larger than n_fft"),
+        ("audio(db=true)", SAMPLES, "db=True: it has no effect without mel=BANDS"),
+        ("audio(window=400)", SAMPLES, "window=400: it has no effect without mel"),
+        ("audio(mel=80, floor=1e-6)", MEL, "floor=1e-06: it has no effect without db=true"),
+        ("audio(clip=100)", SAMPLES, 'the option "clip"'),
         ("audio(seconds=2)", (None, 16000), "makes 32000 samples"),
         ("audio", (None, 3, 224, 224), "sounds are FP32"),
         ("sound", SAMPLES, "it may be audio"),

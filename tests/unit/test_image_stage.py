@@ -291,6 +291,13 @@ def test_an_image_smaller_than_the_crop_fails_alone() -> None:
         ("image", OPEN, "FP32", "does not say a size"),
         ("image(mode=fit)", OPEN, "FP32", "fit=.LONGEST_SIDE"),
         ("image(interpolation=cubic)", NCHW, "FP32", "nearest, bilinear, bicubic, lanczos"),
+        ("image(mode=crop, crop=none)", NCHW, "FP32", "crop=none: it has no effect with mode=crop"),
+        ("image(mode=stretch, crop=center)", NCHW, "FP32", "crop=center: it has no effect with mode=stretch"),
+        ("image(mode=stretch, resize=256)", NCHW, "FP32", "resize=256: it has no effect with mode=stretch"),
+        ("imagenet(fill=114)", NCHW, "FP32", "fill=114: it has no effect with mode=crop"),
+        ("image(224, mode=none)", OPEN, "FP32", "size=224: it has no effect with mode=none"),
+        ("image(mode=crop, fit=(960, 32))", NCHW, "FP32", "fit=.960, 32.: it has no effect with mode=crop"),
+        ("image(mode=none, antialias=false)", OPEN, "FP32", "antialias=false: it has no effect with mode=none"),
         ("image(max_pixels=many)", NCHW, "FP32", "max_pixels must be a whole number"),
     ],
 )

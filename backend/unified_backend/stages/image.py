@@ -13,7 +13,8 @@ from unified_backend.stages import Rows
 from unified_backend.stages.dali import DeviceRows, Pipeline, on_device, on_host, require_dali, samples_of
 from unified_backend.stages.dali_image import image_pipeline
 from unified_backend.stages.expression import Call
-from unified_backend.stages.presets import Recipe, read_recipe
+from unified_backend.stages.image_recipe import read_recipe
+from unified_backend.stages.presets import Recipe
 from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["ImageStage", "image_stage"]

@@ -61,12 +61,6 @@ def ready_stage(
     name = str(row.get("name") or ("audio" if call.name == _AUDIO else "image"))
     own = Call(call.name, call.arguments, options)
     if call.name == _AUDIO:
-        if "clip" in options:
-            raise ConfigError(
-                f'{label}: parameter "preprocess" has the option clip',
-                "a sound has any number of windows, and the model one row for each sound",
-                "Cut the windows in a pipeline, as ensembles/listen does",
-            )
         return audio_stage(own, target, name, max_batch_size, threads, label), target.name
     encoded = row.get("data_type") != "TYPE_UINT8"
     return image_stage(own, target, name, encoded, max_batch_size, threads, gpu, label), target.name
