@@ -11,7 +11,7 @@ from photographs import column
 from scipy import signal
 from scipy.io import wavfile
 from unified_backend.errors import ConfigError, RequestError
-from unified_backend.stages.audio import AudioStage, audio_stage
+from unified_backend.stages.audio import AudioStage
 from unified_backend.stages.expression import parse
 from unified_backend.tensors import Array, TensorSpec
 
@@ -19,7 +19,7 @@ SAMPLES, MEL = (None, None), (None, 80, None)
 
 
 def stage(text: str, shape: Any = SAMPLES, most: int = 4) -> AudioStage:
-    return audio_stage(parse(text)[0], TensorSpec("x", "FP32", shape), "sound", most, 2, "m/1")
+    return AudioStage(parse(text)[0], TensorSpec("x", "FP32", shape), "sound", most, 2, "m/1")
 
 
 def wav(samples: Array, rate: int) -> bytes:

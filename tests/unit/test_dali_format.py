@@ -13,7 +13,7 @@ from unified_backend.formats import FORMATS, find_source
 from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.settings import Settings
 from unified_backend.stages.expression import parse
-from unified_backend.stages.image import image_stage
+from unified_backend.stages.image import ImageStage
 from unified_backend.tensors import TensorSpec
 
 PYTHON = """
@@ -110,6 +110,6 @@ def test_without_dali_every_use_says_what_to_install(
     (tmp_path / "dali.py").write_text(PYTHON)
     target = TensorSpec("x", "FP32", (None, 3, 224, 224))
     with pytest.raises(ConfigError, match=r"DALI is not installed.*pip install"):
-        image_stage(parse("imagenet")[0], target, "image", True, 1, 1, None, "m/1")
+        ImageStage(parse("imagenet")[0], target, "image", True, 1, 1, None, "m/1")
     with pytest.raises(ConfigError, match=r"DALI is not installed.*pip install"):
         FORMATS["dali"].describe(tmp_path / "dali.py", Settings(), "m/1")

@@ -24,7 +24,7 @@ from photographs import (
 from PIL import Image
 from unified_backend.errors import ConfigError, RequestError
 from unified_backend.stages.expression import parse
-from unified_backend.stages.image import ImageStage, image_stage
+from unified_backend.stages.image import ImageStage
 from unified_backend.tensors import Array, TensorSpec
 
 FILES = photographs()
@@ -33,7 +33,7 @@ MEAN, STD = map(np.array, IMAGENET)
 
 
 def stage(text: str, shape: Any = NCHW, dtype: str = "FP32", encoded: bool = True, most: int = 8) -> ImageStage:
-    return image_stage(parse(text)[0], TensorSpec("x", dtype, shape), "image", encoded, most, 2, None, "m/1")
+    return ImageStage(parse(text)[0], TensorSpec("x", dtype, shape), "image", encoded, most, 2, None, "m/1")
 
 
 def normal(picture: Array) -> Array:

@@ -131,8 +131,6 @@ def _compiled(wired: Wired) -> Compiled:
                 f"{STAGES}/{step.stage.name}" if step.stage else f"{MODELS}/{step.name}",
                 step.inputs,
                 step.outputs,
-                wired.levels[step.index],
-                wired.batched[step.index],
             )
             for step in definition.steps
         ),
@@ -174,8 +172,6 @@ def _write_stage(wired: Wired, step: Step, folder: Path) -> None:
                 f"{STAGES}/{step.stage.name}",
                 {own: own for own in step.inputs},
                 {own: own for own in step.outputs},
-                None,
-                False,
             ),
         ),
         counts,

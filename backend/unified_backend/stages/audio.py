@@ -14,28 +14,10 @@ from unified_backend.stages.dali import Pipeline, arguments, require_dali
 from unified_backend.stages.expression import Call
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["AudioStage", "audio_stage"]
+__all__ = ["AudioStage"]
 
 _SEND = "Send a WAV, FLAC or OGG (Vorbis, Opus) file, whole"
 _QUALITY = 50.0  # of DALI's resampling: a sinc filter of 16 lobes, about 80 dB
-
-
-def audio_stage(
-    call: Call, target: TensorSpec, input_name: str, max_batch_size: int, threads: int, label: str
-) -> AudioStage:
-    """The stage that a call of `preprocess` asks for.
-
-    Args:
-        target: the engine's input that it feeds: FP32 [N, samples], [N, samples, 1] or [N, mel, frames].
-        input_name: name of the stage's own input, BYTES [N, 1].
-
-    Raises:
-        ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
-        EngineError: DALI does not build the pipeline.
-    """
-    recipe = read_audio_recipe(call, target, label)
-    require_dali(label, 'the parameter "preprocess" (audio)')
-    return AudioStage(recipe, target, input_name, max_batch_size, threads, label)
 
 
 class AudioStage:
@@ -43,11 +25,23 @@ class AudioStage:
 
     Its outputs are the target, filled up with zeros (of decibels: with the smallest value) to the longest of the batch,
     and `TARGET_length` (INT64 [N, 1]): how many samples or frames are the sound's.
+
+    Args:
+        call: of `preprocess`.
+        target: the engine's input that it feeds: FP32 [N, samples], [N, samples, 1] or [N, mel, frames].
+        input_name: name of the stage's own input, BYTES [N, 1].
     """
 
     def __init__(
-        self, recipe: AudioRecipe, target: TensorSpec, input_name: str, max_batch_size: int, threads: int, label: str
+        self, call: Call, target: TensorSpec, input_name: str, max_batch_size: int, threads: int, label: str
     ) -> None:
+        """
+        Raises:
+            ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
+            EngineError: DALI does not build the pipeline.
+        """
+        recipe = read_audio_recipe(call, target, label)
+        require_dali(label, 'the parameter "preprocess" (audio)')
         self._recipe, self._input, self._name = recipe, input_name, target.name
         self._limit = max(1, max_batch_size)
         length = round(recipe.seconds * recipe.rate) if recipe.seconds else None

@@ -17,37 +17,10 @@ from unified_backend.stages.image_recipe import read_recipe
 from unified_backend.stages.presets import Recipe
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["ImageStage", "image_stage"]
+__all__ = ["ImageStage"]
 
 _OUTSIDE = "Slice can't be placed out of bounds"  # DALI 2.4
 _SEND = "Send a JPEG, PNG, TIFF, WebP, BMP, PNM or JPEG 2000 file, whole"
-
-
-def image_stage(
-    call: Call,
-    target: TensorSpec,
-    input_name: str,
-    encoded: bool,
-    max_batch_size: int,
-    threads: int,
-    gpu: Gpu | None,
-    label: str,
-) -> ImageStage:
-    """The stage that a call of `preprocess` asks for.
-
-    Args:
-        target: the engine's input that it feeds: [N, C, H, W] or [N, H, W, C], open dimensions allowed.
-        input_name: name of the stage's own input.
-        encoded: it holds files, BYTES [N, 1]; else RGB images, UINT8 [N, H, W, 3].
-        gpu: decode and resize there; None for the CPU.
-
-    Raises:
-        ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
-        EngineError: DALI does not build the pipeline.
-    """
-    recipe = read_recipe(call, target, label)
-    require_dali(label, f'the parameter "preprocess" ({call.name})')
-    return ImageStage(recipe, target, input_name, encoded, max_batch_size, threads, gpu, label)
 
 
 class ImageStage:
@@ -56,11 +29,18 @@ class ImageStage:
     Its outputs are the target; with the option `original` also `TARGET_original` (UINT8 [N, H, W, C], before it was
     resized; in a batch the smaller images are filled up with zeros at the bottom and on the right), and with `original`
     or `shapes` `TARGET_shape` (INT64 [N, 2]: height and width of each).
+
+    Args:
+        call: of `preprocess`.
+        target: the engine's input that it feeds: [N, C, H, W] or [N, H, W, C], open dimensions allowed.
+        input_name: name of the stage's own input.
+        encoded: it holds files, BYTES [N, 1]; else RGB images, UINT8 [N, H, W, 3].
+        gpu: decode and resize there; None for the CPU.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        call: Call,
         target: TensorSpec,
         input_name: str,
         encoded: bool,
@@ -69,7 +49,14 @@ class ImageStage:
         gpu: Gpu | None,
         label: str,
     ) -> None:
-        self._recipe, self._encoded, self._gpu = recipe, encoded, gpu
+        """
+        Raises:
+            ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
+            EngineError: DALI does not build the pipeline.
+        """
+        recipe = read_recipe(call, target, label)
+        require_dali(label, f'the parameter "preprocess" ({call.name})')
+        self._recipe, self._encoded = recipe, encoded
         self._limit = max(1, max_batch_size)
         self.signature = _signature(recipe, target, input_name, encoded)
         self._input = input_name
