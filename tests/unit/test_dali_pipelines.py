@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import bomb, claiming, column, photographs, pixels, resized
+from photographs import bomb, claiming, column, encoded, photographs, pixels, resized
+from PIL import Image
 from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.stages.dali_pipeline import PipelineStage, dali_stage
 
@@ -128,6 +129,19 @@ def test_ragged_outputs_are_told(tmp_path: Path) -> None:
         stage.run({"photo": column(FILES["tall"], FILES["coffee"])})
     alone = stage.run({"photo": column(FILES["tall"])}).arrays
     np.testing.assert_array_equal(next(iter(alone.values()))[0], pixels(FILES["tall"]))
+
+
+def test_a_file_that_nvimagecodec_cannot_read_is_written_so_that_it_can(tmp_path: Path) -> None:
+    text = HEAD + (
+        "@pipeline_def(output_dtype=types.UINT8, output_ndim=3)\ndef f():\n"
+        '    return fn.decoders.image(fn.external_source(name="photo", dtype=types.UINT8, ndim=1))\n'
+    )
+    turned = Image.Exif()
+    turned[274] = 6  # by 90 degrees
+    picture = pixels(FILES["tall"])
+    made_of = made(tmp_path, text).run({"photo": column(encoded(picture, "WEBP", lossless=True, exif=turned))})
+    [array] = made_of.arrays.values()
+    np.testing.assert_array_equal(array[0], np.rot90(picture, -1))
 
 
 @pytest.mark.parametrize(

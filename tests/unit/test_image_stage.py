@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from photographs import (
     pixels,
     resized,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 from unified_backend.errors import ConfigError, RequestError
 from unified_backend.stages.expression import parse
 from unified_backend.stages.image import ImageStage
@@ -200,6 +201,79 @@ def test_kinds_of_files_and_of_pixels(imagenet: ImageStage, kind: str) -> None:
     file = encoded(pixels(FILES["chelsea"]), kind, **options)
     made, expected = (imagenet.run({"image": column(some)}).arrays["x"] for some in (file, FILES["chelsea"]))
     np.testing.assert_array_equal(made, expected)
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+CHELSEA = Image.fromarray(pixels(FILES["chelsea"]))
+TURNED = Image.Exif()
+TURNED[274] = 6  # by 90 degrees
+BLACK_AND_WHITE = CHELSEA.convert("1")
+# A TIFF of the other byte order, which Pillow does not write: eight tags, and no BitsPerSample among them.
+BIG_ENDIAN = (
+    b"MM\x00*"
+    + struct.pack(">I", 8)
+    + struct.pack(">H", 8)
+    + b"".join(
+        struct.pack(">HHII", tag, 4, 1, value)
+        for tag, value in (
+            (256, 451),
+            (257, 300),
+            (259, 1),
+            (262, 1),
+            (273, 110),
+            (277, 1),
+            (278, 300),
+            (279, 57 * 300),
+        )
+    ).replace(struct.pack(">HHII", 259, 4, 1, 1), struct.pack(">HHIHH", 259, 3, 1, 1, 0))
+    + bytes(4)
+    + BLACK_AND_WHITE.tobytes()
+)
+VARIANTS = {
+    "lossless WebP with EXIF": saved(CHELSEA, "WEBP", lossless=True, exif=TURNED),
+    "lossless WebP with EXIF and a profile": saved(
+        CHELSEA, "WEBP", lossless=True, exif=TURNED, icc_profile=b"an odd profile of 31 bytes, tag"
+    ),
+    "WebP with EXIF and transparency": saved(CHELSEA.convert("RGBA"), "WEBP", lossless=True, exif=TURNED),
+    "animated WebP": saved(CHELSEA, "WEBP", lossless=True, save_all=True, append_images=[CHELSEA.rotate(90)]),
+    "black and white TIFF": saved(BLACK_AND_WHITE, "TIFF"),
+    "black and white TIFF, big endian": BIG_ENDIAN,
+    "black and white TIFF, fax": saved(BLACK_AND_WHITE, "TIFF", compression="group4"),
+    "TIFF of two pages": saved(CHELSEA, "TIFF", save_all=True, append_images=[CHELSEA.rotate(90)]),
+    "black and white PNG": saved(BLACK_AND_WHITE, "PNG"),
+    "CMYK JPEG": saved(CHELSEA.convert("CMYK"), "JPEG", quality=95),
+    "progressive JPEG": saved(CHELSEA, "JPEG", progressive=True),
+    "PNG with a palette": saved(CHELSEA.convert("P"), "PNG"),
+    "PNG with transparency": saved(CHELSEA.convert("RGBA"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_kinds_give_the_pixels_that_pillow_reads(name: str) -> None:
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(VARIANTS[name]))).convert("RGB"))
+    made = stage("image(mode=none, scale=1)", (None, None, None, 3)).run({"image": column(VARIANTS[name])})
+    assert not made.failed
+    np.testing.assert_array_equal(made.arrays["x"][0], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_of_16_bits_the_upper_ones_count(kind: str) -> None:
+    grey = np.asarray(CHELSEA.convert("L"))
+    file = saved(Image.fromarray(grey.astype(np.uint16) * 257), kind)
+    made = stage("image(mode=none, scale=1)", (None, None, None, 1)).run({"image": column(file)})
+    np.testing.assert_array_equal(made.arrays["x"][0, ..., 0], grey)
+
+
+@pytest.mark.parametrize("name", ["lossless WebP with EXIF", "black and white TIFF"])
+def test_a_file_cut_anywhere_is_told(imagenet: ImageStage, name: str) -> None:
+    file = VARIANTS[name]
+    for size in (*range(8, 60, 3), len(file) // 2):
+        assert list(imagenet.run({"image": column(file[:size], JPEG)}).failed) == [0]
 
 
 def test_the_camera_s_rotation_is_applied(imagenet: ImageStage) -> None:

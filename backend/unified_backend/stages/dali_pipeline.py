@@ -13,6 +13,7 @@ from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
+from unified_backend.stages.containers import readable
 from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of, too_large
 from unified_backend.stages.made_up import KINDS, sample
 from unified_backend.stages.python_function import module_of
@@ -181,8 +182,11 @@ class PipelineStage:
             for index, content in enumerate(column):
                 if content.size == 0:
                     failed[index] = self._refused("it is empty", name)
-                elif content.dtype == np.uint8 and content.ndim == 1 and (why := too_large(content.tobytes())):
-                    failed[index] = self._refused(why, name)
+                elif content.dtype == np.uint8 and content.ndim == 1:
+                    file = readable(content.tobytes())
+                    column[index] = np.frombuffer(file, np.uint8)
+                    if why := too_large(file):
+                        failed[index] = self._refused(why, name)
         places = [index for index in range(count) if index not in failed]
         if not places:
             return None, failed

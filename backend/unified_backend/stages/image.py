@@ -10,6 +10,7 @@ import numpy as np
 from unified_backend.errors import RequestError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
+from unified_backend.stages.containers import readable
 from unified_backend.stages.dali import DeviceRows, Pipeline, on_device, on_host, require_dali, samples_of
 from unified_backend.stages.dali_image import image_pipeline
 from unified_backend.stages.expression import Call
@@ -168,11 +169,12 @@ def _file(content: Any, most: int) -> tuple[Any, str | None]:
         return None, f"it is {type(content).__name__}, and must be the bytes of a file"
     if not content:
         return None, "it is empty"
+    content = readable(bytes(content))
     try:
-        header = nvimgcodec.CodeStream(bytes(content))
+        header = nvimgcodec.CodeStream(content)
         width, height = int(header.width), int(header.height)
     except RuntimeError:
-        return None, f"its header is that of no image that can be decoded ({_beginning(bytes(content[:12]))})"
+        return None, f"its header is that of no image that can be decoded ({_beginning(content[:12])})"
     if width * height > most:
         return None, _too_large(width, height, most)
     return np.frombuffer(content, np.uint8), None
