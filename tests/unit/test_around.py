@@ -108,6 +108,13 @@ def test_sizes_that_a_dali_pipeline_gives_whatever_it_is_sent(around):
         assert [spec.dims for spec in around(preprocess=text).signature(net, {}).inputs] == [[-1, 1]]
 
 
+def test_before_a_model_without_a_batch_dimension_there_is_one_row(around):
+    one = Signature((TensorSpec("x", "FP32", (1, 3, 224, 224)),), (TensorSpec("y", "FP32", (1, 10)),))
+    stages = around(preprocess=DALI.replace("SMALL", f"fn.resize({IMAGE}, size=[224, 224])"))
+    assert [spec.shape for spec in stages.signature(one, {}).inputs] == [(1, 1)]
+    assert [spec.shape for spec in stages.signature(NET, {}).inputs] == [(None, 1)]
+
+
 def test_a_stage_is_built_once_to_be_asked(around, tmp_path):
     counting = "from pathlib import Path\nPath(__file__).with_name('runs').open('a').write('.')\n"
     stages = around(preprocess=counting + python({"raw": "UINT8[-1,4]"}, {"x": "FP32[-1,3,224,-1]"}))

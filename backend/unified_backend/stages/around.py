@@ -90,8 +90,10 @@ class Around:
         extras: tuple[TensorSpec, ...] = ()
         if probed := self._probed(inputs):
             rest = [spec for spec in inputs if spec.name not in probed.feeds.values()]
-            inputs = (*probed.signature.inputs, *rest)
+            rows = next((spec.shape[0] for spec in inputs if spec.name in probed.feeds.values() and spec.shape), None)
+            inputs = (*_of_rows(probed.signature.inputs, rows), *rest)
             extras = tuple(spec for spec in probed.signature.outputs if spec.name not in probed.feeds)
+            extras = _of_rows(extras, rows)
             if twice := {spec.name for spec in probed.signature.inputs} & {spec.name for spec in rest}:
                 raise ConfigError(
                     f"{self.label}: two inputs are called {', '.join(twice)}",
@@ -213,6 +215,16 @@ def _file(label: str, folder: Path, parameter: str, call: Call) -> Path | None:
 def _beside(folder: Path, name: str) -> Path | None:
     """The stage that a version folder carries."""
     return next((folder / f"{name}{suffix}" for suffix in _FILES if (folder / f"{name}{suffix}").is_file()), None)
+
+
+def _of_rows(specs: Sequence[TensorSpec], rows: int | str | None) -> tuple[TensorSpec, ...]:
+    """A stage's tensors where the engine takes a fixed number of rows: as many go in as come out."""
+    return tuple(
+        dataclasses.replace(spec, shape=(rows, *spec.shape[1:]))
+        if isinstance(rows, int) and spec.shape and spec.shape[0] is None
+        else spec
+        for spec in specs
+    )
 
 
 def _matched(stage: Stage, inputs: Sequence[TensorSpec], label: str, file: str) -> dict[str, str]:
