@@ -104,7 +104,14 @@ def test_sizes_that_a_dali_pipeline_gives_whatever_it_is_sent(around):
     with pytest.raises(ConfigError, match=words):
         around(preprocess=fixed).signature(NET, {})
     open_net = Signature((TensorSpec("x", "FP32", ("N", 3, "H", "W")),), (Y,))
-    for text, net in ((fixed, open_net), (fixed.replace("200", "224"), NET), (DALI.replace("SMALL", IMAGE), NET)):
+    any_channels = fixed.replace("200", "224").replace("types.RGB", "types.ANY_DATA")
+    grey_net = Signature((TensorSpec("x", "FP32", ("N", 1, 224, 224)),), (Y,))
+    for text, net in (
+        (fixed, open_net),
+        (fixed.replace("200", "224"), NET),
+        (DALI.replace("SMALL", IMAGE), NET),
+        (any_channels, grey_net),
+    ):
         assert [spec.dims for spec in around(preprocess=text).signature(net, {}).inputs] == [[-1, 1]]
 
 

@@ -107,6 +107,37 @@ def test_a_stage_that_wants_one_row_and_is_given_items(build, tmp_path):
     assert "it wants one row, of the sample, and there is one for each item" in words
 
 
+@pytest.mark.parametrize("side", [4, 5])
+def test_a_picture_of_another_size_than_the_model_takes(build, tmp_path, side):
+    (tmp_path / "picture.py").write_text(
+        "from nvidia.dali import fn, pipeline_def, types\n\n"
+        "@pipeline_def(output_dtype=types.FLOAT, output_ndim=3)\n"
+        "def picture():\n"
+        '    files = fn.external_source(name="file", dtype=types.UINT8, ndim=1)\n'
+        f"    small = fn.resize(fn.decoders.image(files, output_type=types.RGB), size=[{side}, 4])\n"
+        '    return fn.cast(small, dtype=types.FLOAT, name="x")\n'
+    )
+    net = '<ir_version: 9, opset_import: ["":17]> g (float[N,4,4,3] x) => (float[N,4,4,3] y) { y = Neg (x) }'
+    onnx.save(onnx.parser.parse_model(net), tmp_path / "net.onnx")
+    steps = (
+        "  - stage: picture.py\n    inputs: {file: image}\n    outputs: {x: small}\n"
+        "  - model: net\n    from: net.onnx\n    inputs: {x: small}\n    outputs: {y: negative}\n"
+    )
+    changes = (
+        ("inputs:\n  n:", "inputs:\n  image: {dtype: STRING, dims: [1]}\n  n:"),
+        ("outputs: [text, count]\nsteps:\n", "outputs: [text, count, negative]\nsteps:\n" + steps),
+    )
+    if side == 4:
+        assert "sums_picture" in build(*changes)
+    else:
+        words = told(build, *changes)
+        assert (
+            'step 2 (net) takes "x" as FP32 [-1, 4, 4, 3], and "small" of step 1 (picture.py) is FP32 [1, 5, 4, 3]'
+            in words
+        )
+        assert "axis 1 is 4 and 5" in words
+
+
 def test_an_input_that_nobody_takes(build):
     assert 'input "m" is not used' in told(build, ("inputs:\n  n:", "inputs:\n  m: {dtype: FP32, dims: [1]}\n  n:"))
 

@@ -16,7 +16,7 @@ from unified_backend.tensors import Array, data_type
 __all__ = ["KINDS", "sample"]
 
 _OPEN = (32, 48)  # sizes for dimensions that nobody knows
-_PICTURES = ((8, 8), (16, 12))  # width, height
+_PICTURES = ((8, 8, 3), (16, 12, 1))  # width, height, channels
 _SOUNDS = (8, 16)  # samples
 
 
@@ -26,9 +26,9 @@ def _picture(which: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    width, height = _PICTURES[which]
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes((1 + 3 * width) * height))
+    width, height, channels = _PICTURES[which]
+    head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + channels * width) * height))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
