@@ -12,7 +12,7 @@ SHORTER, SIDE = 256, 224
 def prepare():
     """[3, 224, 224] in [-1, 1]."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    image = fn.decoders.image(encoded, output_type=types.RGB)
+    image = fn.decoders.image(encoded, device="mixed", output_type=types.RGB)
     small = fn.resize(
         image, resize_shorter=SHORTER, interp_type=types.INTERP_CUBIC, antialias=True, subpixel_scale=False
     )

@@ -11,7 +11,7 @@ SIDE = 192  # of the detector for faces up to five metres away (MediaPipe's full
 def prepare():
     """Pixels [H, W, 3] in RGB, and [192, 192, 3] in [-1, 1]: all of it, in the middle of black."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    image = fn.decoders.image(encoded, output_type=types.RGB, name="image")
+    image = fn.decoders.image(encoded, device="mixed", output_type=types.RGB, name="image")
     sides = fn.cast(image.shape(), dtype=types.FLOAT)
     scale = SIDE / math.max(sides[0], sides[1])
     size = fn.stack(*(math.max(1.0, math.floor(side * scale + 0.5)) for side in (sides[0], sides[1])))

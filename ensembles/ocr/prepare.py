@@ -14,7 +14,7 @@ SHORTER, LONGER, MULTIPLE = 736, 2000, 32
 def prepare():
     """Pixels [H, W, 3] in RGB, and [3, h, w] in [-1, 1], blue first, sides multiples of 32."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    image = fn.decoders.image(encoded, output_type=types.RGB, name="image")
+    image = fn.decoders.image(encoded, device="mixed", output_type=types.RGB, name="image")
     sides = fn.cast(image.shape(), dtype=types.FLOAT)
     scale = math.max(1.0, SHORTER / math.min(sides[0], sides[1]))
     scale = math.min(scale, LONGER / math.max(sides[0], sides[1]))

@@ -112,6 +112,18 @@ def test_a_serialised_pipeline_is_the_same_stage(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored.run(feeds).arrays[name], array)
 
 
+def test_a_pipeline_for_a_gpu_runs_where_there_is_none_and_gives_what_the_cpu_s_does(tmp_path: Path) -> None:
+    feeds = {"photo": column(FILES["tall"], FILES["coffee"]), "gain": np.ones((2, 1), np.float32)}
+    expected = made(tmp_path, THUMBNAILS).run(feeds).arrays
+    mixed = THUMBNAILS.replace("image(files, ", 'image(files, device="mixed", ').replace("gain[0]", "gain.gpu()[0]")
+    (tmp_path / "other").mkdir()
+    for name, array in made(tmp_path / "other", mixed).run(feeds).arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
+    made(tmp_path, STORED.replace("image(files, ", 'image(files, device="mixed", '), "maker.py")
+    for name, array in dali_stage(tmp_path / "maker.py.dali", 4, 1, None, "m/1").run(feeds).arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
 def test_declared_outputs_need_no_trial(tmp_path: Path) -> None:
     text = THUMBNAILS.replace(
         "@pipeline_def\n", "@pipeline_def(output_dtype=[types.FLOAT, types.UINT8], output_ndim=[3, 3])\n"

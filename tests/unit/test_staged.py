@@ -153,9 +153,13 @@ def test_requests_whose_rows_have_different_shapes_run_as_several_batches():
 class OnGpu(Numbers):
     """A stage whose rows can stay on a GPU, which an array at a made-up address stands for."""
 
-    def run_on_device(self, feeds):
+    def run_on_device(self, feeds, kept):
         rows = self.run(feeds)
-        return Rows({name: DeviceArray(1000, array.shape, array) for name, array in rows.arrays.items()}, rows.failed)
+        arrays = {
+            name: DeviceArray(1000, array.shape, array) if name in kept else array
+            for name, array in rows.arrays.items()
+        }
+        return Rows(arrays, rows.failed)
 
 
 class AddsOnGpu(DeviceRunner):
@@ -185,6 +189,26 @@ def test_what_is_decoded_on_the_gpu_stays_there():
     assert "is no number" in str(first)
     assert second == [6]
     assert runner.runner.seen[-1] == "ndarray"  # with a sample missing, it goes through the host
+
+
+class AlsoTold(OnGpu):
+    """Such a stage with an output that the engine does not take."""
+
+    signature = Signature(
+        Numbers.signature.inputs, (*Numbers.signature.outputs, TensorSpec("length", "INT64", (None,)))
+    )
+
+    def run(self, feeds):
+        rows = super().run(feeds)
+        return Rows({**rows.arrays, "length": np.array([len(text) for text in feeds["text"][:, 0]])}, rows.failed)
+
+
+def test_what_else_such_a_stage_makes_is_answered_too():
+    runner = staged(engine=AddsOnGpu(), stage=AlsoTold())
+    first, second = runner.finish(runner.prepare([texts(b"1"), texts(b"22", b"333")]), ("y", "length"))
+    assert (first["y"].tolist(), second["y"].tolist()) == ([[2]], [[23], [334]])
+    assert (first["length"].tolist(), second["length"].tolist()) == ([1], [2, 3])
+    assert runner.runner.seen == ["DeviceArray"]
 
 
 class Repeats(Numbers):

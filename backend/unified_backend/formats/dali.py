@@ -86,7 +86,7 @@ def _serialised(path: Path, settings: Settings, label: str) -> bytes:
     if path.suffix != ".py":
         return path.read_bytes()
     from unified_backend.stages.dali import require_dali
-    from unified_backend.stages.dali_pipeline import pipeline_bytes
+    from unified_backend.stages.dali_definition import pipeline_bytes
 
     require_dali(label, path.name)
     return pipeline_bytes(path, 1, 1, settings.gpu, label, "_is_autoserialize")

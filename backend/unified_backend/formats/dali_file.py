@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
-from unified_backend.formats.wire import LENGTH, VARINT, fields, varint
+from unified_backend.formats.wire import LENGTH, VARINT, fields, varint, written
 
-__all__ = ["Port", "is_pipeline", "ports"]
+__all__ = ["Port", "is_pipeline", "on_cpu", "ports"]
 
 # Fields of PipelineDef, OpDef, InputOutput, Argument and the output's description, as DALI 1.0 to 2.4 write them.
 _THREADS, _BATCH, _OPERATOR, _OUTPUT = 1, 2, 5, 7
-_NAME, _OPERATOR_OUTPUT, _ARGUMENT = 1, 3, 4
-_NUMBER, _OUTPUT_TYPE, _OUTPUT_RANK = 4, 5, 6
+_NAME, _OPERATOR_INPUT, _OPERATOR_OUTPUT, _ARGUMENT = 1, 2, 3, 4
+_DEVICE, _NUMBER, _STRING, _OUTPUT_TYPE, _OUTPUT_RANK = 2, 4, 5, 5, 6
+_ON_GPU, _ON_CPU = (b"gpu", b"mixed"), b"cpu"
 _SOURCE = "ExternalSource"
 # DALIDataType
 _TYPES = {
@@ -71,6 +73,40 @@ def ports(data: bytes) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     if not outputs:
         raise ValueError("it has no output")
     return tuple(inputs), tuple(outputs)
+
+
+def on_cpu(data: bytes) -> bytes:
+    """The pipeline with every operator on the CPU: `mixed` decoding and `.gpu()` are for hosts that have one."""
+
+    def tensor(begin: int, end: int) -> bytes:
+        return _rewritten(data, begin, end, {_DEVICE: device})
+
+    def argument(begin: int, end: int) -> bytes:
+        if _text(data, begin, end) != "device":
+            return data[begin:end]
+        return _rewritten(data, begin, end, {_STRING: device})
+
+    def operator(begin: int, end: int) -> bytes:
+        inside = {_OPERATOR_INPUT: tensor, _OPERATOR_OUTPUT: tensor, _ARGUMENT: argument}
+        return _rewritten(data, begin, end, inside)
+
+    def device(begin: int, end: int) -> bytes:
+        return _ON_CPU if data[begin:end] in _ON_GPU else data[begin:end]
+
+    return _rewritten(data, 0, len(data), {_OPERATOR: operator, _OUTPUT: tensor})
+
+
+def _rewritten(data: bytes, begin: int, end: int, inside: Mapping[int, Callable[[int, int], bytes]]) -> bytes:
+    """A message, with what the functions make of the values of their fields."""
+    parts, kept = [], begin
+    for field, wire_type, first, last in fields(data, begin, end):
+        if wire_type == LENGTH and field in inside:
+            value = inside[field](first, last)
+            parts.append(written(field << 3 | LENGTH) + written(len(value)) + value)
+        else:
+            parts.append(data[kept:last])
+        kept = last
+    return b"".join(parts)
 
 
 def _source(data: bytes, begin: int, end: int) -> Port:

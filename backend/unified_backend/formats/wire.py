@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LENGTH", "VARINT", "Bytes", "fields", "lean", "mapped", "varint"]
+__all__ = ["LENGTH", "VARINT", "Bytes", "fields", "lean", "mapped", "varint", "written"]
 
 Bytes = bytes | mmap.mmap
 VARINT, LENGTH = 0, 2
@@ -82,7 +82,7 @@ def lean(data: Bytes, message: str, inside: Mapping[str, Mapping[int, str]], wit
             parts.append(data[kept:tag])
             if child is not None and not drop:
                 inner = walk(child, begin, position)
-                parts.append(_written(field << 3 | LENGTH) + _written(len(inner)) + inner)
+                parts.append(written(field << 3 | LENGTH) + written(len(inner)) + inner)
             kept = position
         parts.append(data[kept:position])
         return b"".join(parts)
@@ -90,7 +90,7 @@ def lean(data: Bytes, message: str, inside: Mapping[str, Mapping[int, str]], wit
     return walk(message, 0, len(data)) if len(data) > _WHOLE else data[:]
 
 
-def _written(value: int) -> bytes:
+def written(value: int) -> bytes:
     """A number as a base-128 varint."""
     out = bytearray()
     while value > 0x7F:

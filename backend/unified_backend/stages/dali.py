@@ -115,9 +115,9 @@ class Ran:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceRows:
-    """`Rows` whose arrays are on the GPU; they are whole when this is there."""
+    """`Rows` with arrays on the GPU among them; they are whole when this is there."""
 
-    arrays: Mapping[str, DeviceArray]
+    arrays: Mapping[str, Any]
     failed: Mapping[int, RequestError] = dataclasses.field(default_factory=dict)
 
 
@@ -203,8 +203,16 @@ def samples_of(tensors: Any) -> list[Array]:
     return [np.array(sample) for sample in (tensors.as_cpu() if hasattr(tensors, "as_cpu") else tensors)]
 
 
-def on_device(tensors: Any) -> DeviceArray | None:
-    """A list of tensors on the GPU as one, or None if their shapes differ; it stays whole while that is referenced."""
+def on_device(tensors: Any) -> DeviceArray | Array | None:
+    """A list of tensors as one where it is: on the GPU, whole while that is referenced, or on the host.
+
+    Returns:
+        None if their shapes differ.
+    """
+    from nvidia.dali.backend import TensorListGPU
+
+    if not isinstance(tensors, TensorListGPU):
+        return on_host(tensors)
     if not tensors.is_dense_tensor():
         return None
     tensor = tensors.as_tensor()

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import ConfigError, EngineError, RequestError
-from unified_backend.formats.dali_file import Port, is_pipeline, ports
+from unified_backend.formats.dali_file import Port, on_cpu, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
 from unified_backend.stages.containers import readable
-from unified_backend.stages.dali import Pipeline, arguments, dali_reason, on_host, require_dali, samples_of, too_large
+from unified_backend.stages.dali import (
+    DeviceRows,
+    Pipeline,
+    arguments,
+    on_device,
+    on_host,
+    require_dali,
+    samples_of,
+    too_large,
+)
+from unified_backend.stages.dali_definition import pipeline_bytes
 from unified_backend.stages.made_up import KINDS, sample
-from unified_backend.stages.python_function import module_of
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
-__all__ = ["PipelineStage", "dali_stage", "pipeline_bytes"]
+__all__ = ["PipelineStage", "dali_stage"]
 
 _SOURCE = 'fn.external_source(name="image", dtype=types.UINT8, ndim=1)'
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
@@ -38,45 +48,6 @@ def dali_stage(path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, l
     require_dali(label, path.name)
     data = pipeline_bytes(path, max_batch_size, threads, gpu, label)
     return PipelineStage(data, path.name, max_batch_size, threads, gpu, label, files=True)
-
-
-def pipeline_bytes(
-    path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, label: str, mark: str = "_is_pipeline_def"
-) -> bytes:
-    """The pipeline of a file, serialised.
-
-    Args:
-        mark: attribute that DALI's decorator sets.
-
-    Raises:
-        ConfigError: the file does not run, or has not exactly one pipeline.
-    """
-    data = path.read_bytes()
-    if is_pipeline(data):
-        return data
-    module = module_of(path, label)
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if getattr(value, mark, False) and value.__module__ == module.__name__
-    }
-    if len(found) != 1:
-        raise ConfigError(
-            f"{label}: {path.name} has {len(found)} DALI pipelines",
-            f"functions decorated so: {', '.join(found) or 'none'}",
-            "Decorate one function with @pipeline_def",
-        )
-    (name, define), options = found.popitem(), arguments(max_batch_size, threads, gpu)
-    try:
-        return bytes(define(**options).serialize())
-    except (Exception, SystemExit) as error:  # whatever a user's code raises is told
-        line = _line(error, path)
-        reason = dali_reason(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"{label}: {path.name} does not define a pipeline",
-            f"{name}: {type(error).__name__}: {reason}{line}",
-            "Correct that file",
-        ) from error
 
 
 class PipelineStage:
@@ -107,6 +78,7 @@ class PipelineStage:
         """
         from nvidia import dali
 
+        data = data if gpu else on_cpu(data)
         self._file = file
         self._inputs, outputs = _ports(data, file, label)
         outputs = tuple(known) or outputs
@@ -128,6 +100,17 @@ class PipelineStage:
                 raise self.ragged(spec.name)
             arrays[spec.name] = array
         return Rows(arrays if outputs else self._empty(), failed)
+
+    def run_on_device(self, feeds: Mapping[str, Array], kept: Collection[str]) -> DeviceRows:
+        """As `run`; outputs that the pipeline makes on the GPU stay there if they are kept. See `OnDevice`."""
+        outputs, failed = self._ran([feeds])
+        arrays: dict[str, DeviceArray | Array] = {}
+        for spec, tensors in zip(self.signature.outputs, outputs or (), strict=False):
+            array = on_device(tensors) if spec.name in kept else on_host(tensors)
+            if array is None:
+                raise self.ragged(spec.name)
+            arrays[spec.name] = array
+        return DeviceRows(arrays, failed)
 
     def samples(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | RequestError]:
         """What the pipeline makes of each sample of some requests, run as one batch; or why it refuses the sample."""
@@ -276,13 +259,3 @@ def _spec(port: Port) -> TensorSpec:
 def _seen(port: Port, array: Array) -> Port:
     row = data_type(f"tensor({_ONNX_NAMES.get(array.dtype.name, array.dtype.name)})")
     return Port(port.name, row.triton if row else port.dtype, array.ndim)
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """Where in the user's file it happened."""
-    numbers, trace = [], error.__traceback__
-    while trace:
-        if Path(trace.tb_frame.f_code.co_filename).name == path.name:
-            numbers.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f" ({path.name}:{numbers[-1]})" if numbers else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import RequestError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
@@ -66,29 +67,32 @@ class ImageStage:
     def run(self, feeds: Mapping[str, Array]) -> Rows:
         """The tensors for a batch."""
         outputs, failed = self._ran(feeds)
-        arrays = {}
+        made = zip(self.signature.outputs, outputs or (), strict=False)
+        arrays = {spec.name: self._on_host(spec.name, tensors) for spec, tensors in made}
+        return Rows(arrays if outputs else self._empty(), failed)
+
+    def run_on_device(self, feeds: Mapping[str, Array], kept: Collection[str]) -> DeviceRows:
+        """As `run`; outputs that are kept stay on the GPU, of a stage that has one. See `OnDevice`."""
+        outputs, failed = self._ran(feeds)
+        arrays: dict[str, DeviceArray | Array] = {}
         for spec, tensors in zip(self.signature.outputs, outputs or (), strict=False):
-            array = on_host(tensors)
-            if array is None and spec.name.endswith("_original"):
-                array = _filled(tensors)
+            array = on_device(tensors) if spec.name in kept else self._on_host(spec.name, tensors)
             if array is None:
                 raise self._ragged()
             arrays[spec.name] = array
-        return Rows(arrays if outputs else self._empty(), failed)
-
-    def run_on_device(self, feeds: Mapping[str, Array]) -> DeviceRows:
-        """The target for a batch in the GPU's memory, of a stage that has one; the other outputs are not given."""
-        outputs, failed = self._ran(feeds)
-        if not outputs:
-            return DeviceRows({}, failed)
-        array = on_device(outputs[0])
-        if array is None:
-            raise self._ragged()
-        return DeviceRows({self.signature.outputs[0].name: array}, failed)
+        return DeviceRows(arrays, failed)
 
     def close(self) -> None:
         """Free the pipeline."""
         self._pipeline.close()
+
+    def _on_host(self, name: str, tensors: Any) -> Array:
+        array = on_host(tensors)
+        if array is None and name.endswith("_original"):
+            array = _filled(tensors)
+        if array is None:
+            raise self._ragged()
+        return array
 
     def _ran(self, feeds: Mapping[str, Array]) -> tuple[Sequence[Any] | None, dict[int, RequestError]]:
         given = feeds[self._input]

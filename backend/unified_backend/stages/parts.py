@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import RequestError
 from unified_backend.stages import Stage
 from unified_backend.tensors import Array, TensorSpec
@@ -35,8 +34,8 @@ class MadeOnDevice(Protocol):
     """What a stage made on the GPU; see `stages.Rows`."""
 
     @property
-    def arrays(self) -> Mapping[str, DeviceArray]:
-        """The engine's inputs."""
+    def arrays(self) -> Mapping[str, Any]:
+        """Every output: arrays, and of those that are kept on the GPU DeviceArrays."""
         ...
 
     @property
@@ -49,8 +48,12 @@ class MadeOnDevice(Protocol):
 class OnDevice(Protocol):
     """A stage that can leave its result on the GPU."""
 
-    def run_on_device(self, feeds: Mapping[str, Array]) -> MadeOnDevice:
-        """The inputs of the engine for a batch, in the GPU's memory."""
+    def run_on_device(self, feeds: Mapping[str, Array], kept: Collection[str]) -> MadeOnDevice:
+        """The outputs for a batch.
+
+        Args:
+            kept: names of outputs that stay in the GPU's memory where the stage makes them there.
+        """
         ...
 
 

@@ -138,8 +138,10 @@ class StagedRunner:
         taken = {name: array for name, array in joined.items() if name in self._stage_inputs}
         rest = {name: array for name, array in joined.items() if name not in self._stage_inputs}
         try:
-            if self._on_device and not (made := self._on_device.run_on_device(taken)).failed:
-                return [_Batch(positions, sizes, {**rest, **self._fed(made.arrays)})]
+            fed = self._before.feeds
+            if self._on_device and not (made := self._on_device.run_on_device(taken, fed)).failed:
+                own = {name: array for name, array in made.arrays.items() if name not in fed}
+                return [_Batch(positions, sizes, {**rest, **self._fed(made.arrays)}, own)]
             rows = self._before.stage.run(taken)
             _require_rows(rows, sum(sizes) if self._batched else None, "preprocess")
         except UnifiedError as error:
