@@ -123,10 +123,10 @@ class Around:
         if self.nothing:
             return runner
         inputs = runner.signature.inputs
-        probed = self._probed(inputs)
-        before = (
-            Before(self._stage_before(inputs, max_batch_size or 1, threads, gpu)[0], probed.feeds) if probed else None
-        )
+        before = None
+        if probed := self._probed(inputs):
+            stage, _ = self._stage_before(inputs, max_batch_size or 1, threads, gpu)
+            before = Before(stage, probed.feeds)
         after = self._stage_after(runner.signature) if self.after else None
         return StagedRunner(runner, signature, max_batch_size > 0, before, lookups, after)
 
