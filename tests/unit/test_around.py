@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from unified_backend.errors import ConfigError
+from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
 from unified_backend.stages.around import Around, surroundings
+from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.tensors import Signature, TensorSpec
 
 X, Y = TensorSpec("x", "FP32", ("N", 3, 224, 224)), TensorSpec("y", "FP32", ("N", 10))
@@ -35,10 +38,10 @@ IMAGE = "fn.decoders.image(files, output_type=types.RGB)"
 def around(tmp_path: Path):
     """The stages around a model, from the files of its version folder."""
 
-    def found(**files: str) -> Around:
+    def found(gpu: Gpu | None = None, **files: str) -> Around:
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
-        return surroundings("net/1", tmp_path, Settings(), {})
+        return surroundings("net/1", tmp_path, Settings(gpu=gpu), {})
 
     return found
 
@@ -129,3 +132,16 @@ def test_a_stage_is_built_once_to_be_asked(around, tmp_path):
     stages.signature(half, {})
     assert stages.fixed(half) == {"x": {2: 224}}
     assert (tmp_path / "runs").read_text() == "."
+
+
+def test_decoders_of_the_gpu_stay_where_the_model_has_one(around, monkeypatch):
+    """To be asked a stage is built for the CPU, and nvImageCodec looks for its decoders but once in a process."""
+    monkeypatch.delenv("NVIMGCODEC_EXTENSIONS_PATH", raising=False)
+    without_gpu_decoders.cache_clear()
+    text = DALI.replace("SMALL", f"fn.resize({IMAGE}, size=[224, 224])")
+    around(Gpu(0, "NVIDIA L4", (8, 9)), preprocess=text).signature(NET, {})
+    assert "NVIMGCODEC_EXTENSIONS_PATH" not in os.environ
+    around(preprocess=text).signature(NET, {})
+    chosen = {path.name for path in Path(os.environ["NVIMGCODEC_EXTENSIONS_PATH"]).iterdir()}
+    assert chosen
+    assert not any("nvjpeg" in name for name in chosen)

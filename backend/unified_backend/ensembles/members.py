@@ -18,6 +18,7 @@ from unified_backend.loading import describe
 from unified_backend.pbtxt import gives_max_batch_size, read_pbtxt, to_pbtxt
 from unified_backend.repository import completed_by_core, our_config, version_folder, versions
 from unified_backend.stages.dali_pipeline import PipelineStage
+from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.user_code import user_stage
 from unified_backend.tensors import Signature, TensorSpec, data_type
 
@@ -34,6 +35,7 @@ def wired(definition: Definition, repository: Path | None, cache: Cache) -> Wire
         ConfigError: a part is missing, or does not fit; says where.
         UnifiedError: a model cannot be loaded.
     """
+    without_gpu_decoders()  # the stages are asked, and not served
     signatures, sized, batched = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for step in definition.steps:

@@ -15,6 +15,7 @@ from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.stages import Stage
 from unified_backend.stages.dali_pipeline import PipelineStage
+from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.expression import Call
 from unified_backend.stages.parts import Before, Lookup
 from unified_backend.stages.ready import ready_stage
@@ -194,6 +195,8 @@ def surroundings(label: str, folder: Path, settings: Settings, config: Mapping[s
                 "what is composed onto the graph comes before what runs after it",
                 "Write the file last",
             )
+    if settings.gpu is None and (before or after):
+        without_gpu_decoders()  # and not where a stage is built for the CPU to be asked, and for the GPU to be served
     return Around(label, before, tuple(call.with_files((folder, folder.parent)) for call in calls), after, config)
 
 

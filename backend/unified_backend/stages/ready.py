@@ -10,7 +10,6 @@ from unified_backend.errors import ConfigError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Stage
 from unified_backend.stages.audio import AudioStage
-from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.expression import Call
 from unified_backend.stages.image import ImageStage
 from unified_backend.stages.presets import PRESETS
@@ -51,8 +50,6 @@ def ready_stage(
             f"there are {', '.join(known)}, and files of the version folder (NAME.py, NAME.dali)",
             f"Did you mean {close[0]}?" if close else "Write one of these",
         )
-    if gpu is None:
-        without_gpu_decoders()
     options = {name: value for name, value in call.options.items() if name != "feeds"}
     target = _target(call.options.get("feeds"), inputs, label)
     others = {spec.name for spec in inputs} - {target.name}
