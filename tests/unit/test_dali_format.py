@@ -90,6 +90,7 @@ def test_a_cut_file_and_a_source_without_a_type_are_told(data: bytes, tmp_path: 
     [
         (PYTHON.replace("@autoserialize\n", ""), "the DALI pipeline scale without `@autoserialize`"),
         (PYTHON.replace("@autoserialize\n@pipeline_def", "#"), "Python without a function under `@autoserialize`"),
+        ("x = " + "-" * 200_000 + "1\n", "Python that does not parse"),
         ("x = 1\n", "Python without a function under `@autoserialize`"),
         (PYTHON.replace("@autoserialize\n", "").replace("def scale():", "def scale("), "does not parse: .*line 7"),
         (PYTHON.replace("def scale():", "def scale("), r"does not run: SyntaxError: .*dali\.py:8"),

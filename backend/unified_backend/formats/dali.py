@@ -29,8 +29,8 @@ def words(path: Path) -> str | None:
         return None
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        return f"Python that does not parse: {error}"
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two of nesting without end
+        return f"Python that does not parse: {str(error) or type(error).__name__}"
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     found = [one.name for one in functions if any("pipeline_def" in ast.unparse(each) for each in one.decorator_list)]
     if found:

@@ -28,7 +28,7 @@ def _defines_pipeline(path: Path) -> bool:
     """Whether a Python file has a function that DALI's decorator makes a pipeline; it need not run to be told."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False  # which is told when it is run
     decorators = (one for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for one in node.decorator_list)
     called = (one.func if isinstance(one, ast.Call) else one for one in decorators)
