@@ -25,6 +25,7 @@ from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
 from unified_backend.forms.reference import ENGINES, PROFILED
+from unified_backend.forms.simplified import key_of_simplified, pays
 from unified_backend.gpus import gpu_of
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, our_config, parameters_of, version_folder
@@ -98,7 +99,7 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
         return Explanation(source, _entries_of_other(other, around, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entry = lookup.explained("canonical", canonical)
-    return Explanation(source, [entry, *_entries_after(canonical, settings, around, lookup)])
+    return Explanation(source, [entry, *_entries_after(canonical, settings, around, lookup, onnx=True)])
 
 
 def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
@@ -134,12 +135,20 @@ def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Loo
     return entries
 
 
-def _entries_after(canonical: Key, settings: Settings, around: Around, lookup: _Lookup) -> Iterator[Explained]:
-    """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine."""
+def _entries_after(
+    canonical: Key, settings: Settings, around: Around, lookup: _Lookup, onnx: bool = False
+) -> Iterator[Explained]:
+    """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine.
+
+    Args:
+        onnx: the source is ONNX.
+    """
     if around.fragments:
         canonical = key_of_composed(canonical.digest, around.fragments)
         yield lookup.explained("composed", canonical)
     yield from _batching(canonical, around, lookup)
+    if pays(settings, onnx or bool(around.fragments)):
+        yield _simplified(canonical, around, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
@@ -153,6 +162,14 @@ def _entries_after(canonical: Key, settings: Settings, around: Around, lookup: _
         else:
             yield lookup.explained(f"engine {name}", engine_key(canonical.digest, engine, settings))
         break  # the rungs below it are built only where it fails
+
+
+def _simplified(canonical: Key, around: Around, lookup: _Lookup) -> Explained:
+    if facts := lookup.facts(canonical):
+        fixed = around.fixed(Signature.from_json(facts["signature"]))
+        return lookup.explained("simplified", key_of_simplified(canonical.digest, fixed))
+    reason = "it depends on the model's inputs, which the canonical entry will tell"
+    return Explained("simplified", None, "unknown", reason)
 
 
 def _batching(canonical: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
