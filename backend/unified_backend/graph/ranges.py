@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from unified_backend.engines import Runner
 from unified_backend.graph.cast import float_values
 from unified_backend.graph.files import read_whole, write_whole
 from unified_backend.tensors import Array
@@ -14,15 +15,17 @@ from unified_backend.tensors import Array
 __all__ = ["ranges"]
 
 
-def ranges(path: Path, feeds: Sequence[Mapping[str, Array]], folder: Path) -> dict[str, float]:
-    """Value -> its largest absolute value in FP32, over some runs by ONNX Runtime on the CPU; NaN counts for nothing.
+def ranges(
+    path: Path, feeds: Sequence[Mapping[str, Array]], folder: Path, opened: Callable[[Path], Runner]
+) -> dict[str, float]:
+    """Value -> its largest absolute value in FP32, over some runs; NaN counts for nothing.
 
     Args:
         path: the ONNX file.
         feeds: the inputs of each run.
         folder: for a copy of the model with every value among its outputs, which is removed.
+        opened: that copy, unoptimised.
     """
-    import onnxruntime
     from onnx import TensorProto, helper
 
     model = read_whole(path)
@@ -37,12 +40,10 @@ def ranges(path: Path, feeds: Sequence[Mapping[str, Array]], folder: Path) -> di
     try:
         write_whole(model, scratch / "observed.onnx")
         del model
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(str(scratch / "observed.onnx"), options, ["CPUExecutionProvider"])
+        runner = opened(scratch / "observed.onnx")
         found: dict[str, float] = {}
         for one in feeds:
-            for name, array in zip(names, session.run(names, dict(one)), strict=True):
+            for name, array in (*one.items(), *zip(names, runner.run(one, names), strict=True)):
                 if array.dtype == np.float32:
                     largest = float(np.nanmax(np.abs(array), initial=0.0))
                     found[name] = max(found.get(name, 0.0), largest)
