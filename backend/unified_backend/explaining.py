@@ -24,7 +24,7 @@ from unified_backend.forms.converted import key_of_conversion, key_of_converted
 from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
-from unified_backend.forms.lowered import given, key_of_lowered, precisions
+from unified_backend.forms.lowered import given, key_of_lowered, mixes_rows, precisions
 from unified_backend.forms.reference import ENGINES, PROFILED
 from unified_backend.gpus import gpu_of
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
@@ -144,10 +144,12 @@ def _entries_after(
     if around.fragments:
         canonical = key_of_composed(canonical.digest, around.fragments)
         yield lookup.explained("composed", canonical)
+    full = canonical
     if settings.lowers:
         canonical, entries = _lowered(canonical, settings, around, model_dir, lookup)
         yield from entries
-    yield from _batching(canonical, around, lookup)
+    mixed = mixes_rows(canonical.fields.get("precision"), settings)
+    yield from _batching(canonical if mixed else full, around, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue

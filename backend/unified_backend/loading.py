@@ -28,7 +28,7 @@ from unified_backend.forms.built import AHEAD, Builder
 from unified_backend.forms.composed import composed
 from unified_backend.forms.foreign import foreign
 from unified_backend.forms.ladder import find
-from unified_backend.forms.lowered import lowered
+from unified_backend.forms.lowered import lowered, mixes_rows
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.gpus import Gpu
@@ -144,11 +144,13 @@ def describe(
             reference = Reference(label, settings)
         signature = around.signature(canonical.signature, lookups)
         fixed = around.fixed(canonical.signature)
-        if (cheaper := lowered(canonical, settings, around, fixed, folder.parent, lookup)).digest != canonical.digest:
+        full, whole = canonical, reference
+        canonical = lowered(full, settings, around, fixed, folder.parent, lookup)
+        if canonical.digest != full.digest:
             reference = Reference(label, settings)
-        canonical = cheaper
     with report.phase("prove"):
-        batching = _batching(canonical, fixed, lookup, reference)
+        judged = (canonical, reference) if mixes_rows(canonical.precision, settings) else (full, whole)
+        batching = _batching(judged[0], fixed, lookup, judged[1])
     completed, notes = complete(label, config, signature, batching, default_max_batch_size(), max_batch_size_given)
     report.notes.extend((*canonical.notes, *notes))
     canonical = dataclasses.replace(canonical, fixed=fixed, max_batch_size=int(completed["max_batch_size"]))

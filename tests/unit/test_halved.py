@@ -9,15 +9,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from commands import command
-from engine_files import CLS, mnn
+import torch_real_models
+from commands import command, printed
+from engine_files import CLS, DET, mnn
 from unified_backend.cache import Cache
+from unified_backend.engines.tensorrt import TensorRtRtx
 from unified_backend.errors import EngineError, UnifiedError, VerificationError
 from unified_backend.gpus import Gpu
 from unified_backend.graph.cast import cast
 from unified_backend.loading import Described, Loaded, describe, load
+from unified_backend.model_keys import engine_key
 
 L4 = Gpu(0, "NVIDIA L4", (8, 9))  # stands for one that is not here
+LINES = CLS.with_name("ch_PP-OCRv4_rec_infer.onnx")
 HEADER = '<ir_version: 9, opset_import: ["":17]> '
 INPUT, OUTPUT = "(float[N,4] x)", "(float[N,4] y)"
 WEIGHTS = "<float[4,4] w = {1.0,0.5,0.25,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0,2.0,3.0,4.0}>"
@@ -115,6 +119,13 @@ def test_what_is_kept_in_fp32_makes_a_model_good(tmp_path):
     assert "1 nodes, 2 kept in FP32 (Add_1: excluded by Add*; Sub_2: excluded by b)" in found.report.notes[0]
 
 
+def test_batching_is_what_it_is_in_fp32_and_an_output_near_zero_does_not_undo_it(tmp_path):
+    """PP-OCR's detector answers noise with 1e-8, which FP16 rounds to nothing or to twice that."""
+    lowered = described(tmp_path, DET, precision="fp16")
+    assert lowered.config["max_batch_size"] == described(tmp_path, DET).config["max_batch_size"] > 0
+    assert "batch_norm_0.w_2 holds 9.79e+07, beyond FP16's 65504" in lowered.report.notes[0]
+
+
 REFUSED = {
     "nothing matches": (MLP, {"precision": "fp16", "exclude": "Relu,hed_*"}, '"exclude" has hed_*: it matches no node'),
     "all is excluded": (MLP, {"precision": "fp16", "exclude": "*"}, "no node can be lowered to fp16: excluded by *"),
@@ -189,3 +200,30 @@ def test_a_model_that_is_no_onnx_is_not_served_in_another_precision(tmp_path):
     assert done.returncode == 1
     assert 'parameter "precision" needs the model as ONNX' in done.stderr
     assert "Give the ONNX model that the file was made of, or remove the parameter" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["efficientnet", "lines"])
+def test_tensorrt_builds_an_engine_of_it_whose_layers_are_fp16(tmp_path, name):
+    """For a GPU that is not here, which finds it: strongly typed, the engine computes in what the graph says."""
+    source = LINES if name == "lines" else torch_real_models.path("efficientnet.onnx")
+    sizes, shown = {}, {}
+    for precision in ("fp32", "auto"):
+        home = tmp_path / precision
+        folder = home / "models" / "net.unified" / "1"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(source.read_bytes())
+        config = f'parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}'
+        (folder.parent / "config.pbtxt").write_text(config)
+        built = printed(home, "build", home / "models", "--for", "sm89")
+        assert [row["status"] for row in built["models"]] == ["built"]
+        (plan,) = home.glob("cache/entries/**/model.plan")
+        sizes[precision] = plan.stat().st_size
+        shown[precision] = printed(home, "inspect", plan.parent)["facts"]["types"]
+    assert sizes["auto"] <= 0.6 * sizes["fp32"], sizes
+    assert "FP16" not in shown["fp32"], shown
+    assert shown["auto"]["FP16"] >= 10 * shown["auto"].get("FP32", 0), shown
+    with Cache(home / "cache") as cache:
+        parameters = {"parameters": {"precision": {"string_value": "auto"}}}
+        found = describe("net.unified/1", folder, parameters, cache, gpu=Gpu(2, "NVIDIA L40S", (8, 9)))
+        assert found.canonical.precision == "fp16"
+        assert plan.parent == cache.store.place(engine_key(found.canonical.digest, TensorRtRtx(), found.settings))

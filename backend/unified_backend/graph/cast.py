@@ -13,7 +13,7 @@ from unified_backend.graph.nodes import matches, named
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Cast", "Half", "cast", "float_values"]
+__all__ = ["Cast", "Half", "Names", "cast", "float_values"]
 
 Half = Literal["fp16", "bf16"]
 
@@ -83,7 +83,7 @@ def cast(
         half.append((node, inputs, outputs) if reason is None else None)
         if reason:
             kept[node.name] = reason
-    names = _Names(graph)
+    names = Names(graph)
     needed = _read_in_full(graph, half)
     wanted = {node.input[at] for one in half if one for node, inputs, _ in [one] for at in inputs}
     halves = {name: names.new(f"{name}_{to}") for name in sorted(wanted)}
@@ -222,7 +222,7 @@ def _port(ports: Sequence[Any], at: int) -> Any:
     return ports[-1] if ports and ports[-1].option.name == "Variadic" else None
 
 
-class _Names:
+class Names:
     """Names that the graph does not have yet."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
