@@ -2,8 +2,8 @@
 
 python cuda_side.py FILE BATCH TF32 [REFERENCE]
 
-Prints {"host": milliseconds, "device": milliseconds} as JSON; with a file to compare with `max_rel`, `mean_rel` and `top1`
-on photographs too.
+Prints {"host": milliseconds, "device": milliseconds} as JSON; with a file to compare with also `max_rel`, `mean_rel`,
+`top1` on photographs.
 """
 
 from __future__ import annotations

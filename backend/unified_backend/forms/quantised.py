@@ -63,7 +63,7 @@ def scheme_of(settings: Settings) -> str:
     """
     if settings.gpu or platform.machine() == "aarch64":
         return "s8s8"
-    return "u8s8" if any("vnni" in feature for feature in hosts.cpu_features()) else "u8s7"
+    return "u8s8" if "vnni" in hosts.cpu_features() else "u8s7"
 
 
 def split(data: Sequence[Feeds]) -> tuple[Sequence[Feeds], Sequence[Feeds]]:

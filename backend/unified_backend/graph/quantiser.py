@@ -96,7 +96,7 @@ def _quantise(
             "Leave out the parameter `precision`, or exclude less",
         )
     nodes = [node.name for node in model.graph.node if _matches(model, node.name, job["exclude"])]
-    _write(prepared, folder / QUANTISED, job, exclude=nodes)
+    _write(prepared, folder / QUANTISED, job, exclude=[*nodes, *_before(model, kept)])
     return {"layers": len(layers) - len(kept), "kept": kept}
 
 
@@ -193,6 +193,20 @@ def _layers(model: onnx.ModelProto) -> list[str]:
 
 def _matches(model: onnx.ModelProto, name: str, patterns: Sequence[str]) -> bool:
     return matches(next(node for node in model.graph.node if node.name == name), patterns) is not None
+
+
+def _before(model: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
+    """Nodes that only pass on what layers get: quantised, they would round what those are to have in full."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    found: dict[str, None] = {}
+    waiting = [node for node in model.graph.node if node.name in set(layers)]
+    while waiting:
+        for name in waiting.pop().input:
+            node = made_by.get(name)
+            if node is not None and node.op_type in _BETWEEN and node.name not in found:
+                found[node.name] = None
+                waiting.append(node)
+    return list(found)
 
 
 def _feeds(files: Sequence[str]) -> Iterator[dict[str, Array]]:
