@@ -24,7 +24,7 @@ from unified_backend.forms.converted import key_of_conversion, key_of_converted
 from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
-from unified_backend.forms.lowered import given, key_of_lowered, precisions
+from unified_backend.forms.lowered import given, key_of_lowered, mixes_rows, precisions
 from unified_backend.forms.reference import ENGINES, PROFILED
 from unified_backend.forms.simplified import key_of_simplified, pays
 from unified_backend.gpus import gpu_of
@@ -153,13 +153,15 @@ def _entries_after(
         yield lookup.explained("composed", canonical)
     facts = lookup.facts(canonical)
     fixed = around.fixed(Signature.from_json(facts["signature"])) if facts else None
-    yield _batching(canonical, fixed, lookup)
+    full = canonical
     if pays(settings, onnx or bool(around.fragments)):
         canonical, entries = _simplified(canonical, fixed, lookup)
         yield from entries
     if settings.lowers:
         canonical, entries = _lowered(canonical, settings, around, fixed, model_dir, lookup)
         yield from entries
+    mixed = mixes_rows(canonical.fields.get("precision"), settings)
+    yield _batching(canonical if mixed else full, fixed, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue

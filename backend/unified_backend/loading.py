@@ -28,7 +28,7 @@ from unified_backend.forms.built import AHEAD, Builder
 from unified_backend.forms.composed import composed
 from unified_backend.forms.foreign import foreign
 from unified_backend.forms.ladder import find
-from unified_backend.forms.lowered import lowered
+from unified_backend.forms.lowered import lowered, mixes_rows
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.forms.simplified import pays, simplified
@@ -146,11 +146,8 @@ def describe(
             reference = Reference(label, settings)
         signature = around.signature(canonical.signature, lookups)
         fixed = around.fixed(canonical.signature)
-    with report.phase("prove"):
-        batching = _batching(canonical, fixed, lookup, reference)
-    completed, notes = complete(label, config, signature, batching, default_max_batch_size(), max_batch_size_given)
-    report.notes.extend((*canonical.notes, *notes))
-    canonical = dataclasses.replace(canonical, fixed=fixed, max_batch_size=int(completed["max_batch_size"]))
+    canonical = dataclasses.replace(canonical, fixed=fixed)
+    full, whole = canonical, reference
     if canonical.format == "onnx" and pays(settings, source.format == "onnx" or bool(around.fragments)):
         with report.phase("simplify"):
             made = simplified(canonical, lookup, reference)
@@ -160,6 +157,12 @@ def describe(
             cheaper = lowered(canonical, settings, around, folder.parent, lookup)
             reference = reference if cheaper.digest == canonical.digest else Reference(label, settings)
             canonical = cheaper
+    with report.phase("prove"):
+        judged = (canonical, reference) if mixes_rows(canonical.precision, settings) else (full, whole)
+        batching = _batching(judged[0], fixed, lookup, judged[1])
+    completed, notes = complete(label, config, signature, batching, default_max_batch_size(), max_batch_size_given)
+    report.notes.extend((*canonical.notes, *notes))
+    canonical = dataclasses.replace(canonical, max_batch_size=int(completed["max_batch_size"]))
     with report.phase("prove"):
         settings = with_profiles(canonical, settings, completed, lookup, reference)
     return Described(source, snapshot, settings, canonical, around, lookups, signature, batching, completed, report)

@@ -35,6 +35,7 @@ _RECIPE = 1  # raised when the same key fields would give other files or facts
 _MODEL, _WEIGHTS = "model.onnx", "weights.bin"
 # Times the load without it: 5 to 7 for PP-OCR's networks, 1.0 to 1.9 for those with fixed shapes.
 _REUSE_COSTS = 3.0
+_NO_KERNEL = "Could not find an implementation for"
 # What ONNX Runtime says of a full disk, about the weights and about the graph.
 _NOT_WRITTEN = ("Failed to write", "serialization failed")
 
@@ -82,6 +83,12 @@ class OnnxRuntime:
                     f"{canonical.label}: the engine could not be written to {folder}",
                     error.why,
                     "Free space there, or choose another folder with TRITON_UNIFIED_CACHE",
+                ) from None
+            if canonical.precision == "bf16" and _NO_KERNEL in error.why:
+                raise EngineError(
+                    f"{canonical.label}: ONNX Runtime cannot run the model in BF16 on a CPU",
+                    f"it has no BF16 kernels for CPUs ({error.why})",
+                    "Take `fp16`, or a GPU",
                 ) from None
             raise
         return {"mem_reuse": _reuse_pays(canonical.label, folder / _MODEL, settings)}

@@ -21,6 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # and VGA, sequences up to what most encoders take. A wider range costs scratch memory and speed at every size.
 RECIPE = 1  # raised when `ranges_of` would find others
 _IMAGE = (32, 224, 640)
+_IMAGES = (1, 1, 8)  # in a model that is not batched: as many as their sides are pixels took 6 GB
 _SEQUENCE = (1, 128, 512)
 _IMAGE_RANK = 4
 _SIDES = (0, 1, 2)
@@ -41,7 +42,7 @@ def ranges_of(runner: Runner, fixed: FixedDims, batched: bool) -> dict[str, dict
     signature, batch = runner.signature, 1 if batched else None
     wide = {
         spec.name: {
-            axis: _range(spec)
+            axis: _range(spec, axis)
             for axis, size in enumerate(spec.shape or ())
             if not isinstance(fixed.get(spec.name, {}).get(axis, size), int) and not (axis == 0 and batched)
         }
@@ -154,8 +155,10 @@ def shapes_of(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in feeds.items()}
 
 
-def _range(spec: TensorSpec) -> Range:
-    return _IMAGE if len(spec.shape or ()) == _IMAGE_RANK else _SEQUENCE
+def _range(spec: TensorSpec, axis: int) -> Range:
+    if len(spec.shape or ()) != _IMAGE_RANK:
+        return _SEQUENCE
+    return _IMAGE if axis else _IMAGES
 
 
 def _runs(runner: Runner, recipe: Recipe, fixed: FixedDims, batch: int | None) -> bool:
@@ -193,7 +196,7 @@ def _derived(
         elif isinstance(known := fixed.get(axis, size), int):
             sizes.append((known, known, known))
         else:
-            sizes.append(ranges.get(axis) or _range(spec))
+            sizes.append(ranges.get(axis) or _range(spec, axis))
     least, best, most = zip(*sizes, strict=True) if sizes else ((), (), ())
     return ShapeRange(spec.name, tuple(least), tuple(best), tuple(most))
 

@@ -245,7 +245,13 @@ def _engine_layers(trt: Any, log: Log, plan: bytes) -> list[dict[str, str]]:
 def _network_layers(network: Any) -> list[dict[str, str]]:
     """The layers as the parser made them."""
     layers = map(network.get_layer, range(network.num_layers))
-    return [{"name": layer.name, "type": layer.type.name.lower()} for layer in layers]
+    return [{"name": layer.name, "type": layer.type.name.lower(), "gives": _gives(layer)} for layer in layers]
+
+
+def _gives(layer: Any) -> str:
+    """The type that a layer of a strongly typed network computes and gives; empty of one that gives nothing."""
+    name = layer.get_output(0).dtype.name if layer.num_outputs else ""
+    return TRITON_TYPES.get(name, name)
 
 
 def _say(phase: str) -> None:

@@ -9,6 +9,7 @@ __all__ = ["refuse_unused"]
 
 _TORCHSCRIPT = ("method", "arguments", "stateful")
 _DALI = ("num_threads", "split_along_outer_axis")
+_LOWERING = ("exclude", "calibration")
 _ALL = ("signature", "tags", "inputs", "outputs", "names", "opset", "converter")
 _OF_CONVERSIONS = ("signature", "tags", "opset", "converter")
 # format -> those of them that it has not got, and why.
@@ -49,5 +50,8 @@ def refuse_unused(form: str, settings: Settings, label: str) -> None:
         raise ConfigError(f'{label}: parameter "{given[0]}" is set', "only a TorchScript module has it", "Remove it")
     if form != "dali" and (given := [name for name in _DALI if getattr(settings, name)]):
         raise ConfigError(f'{label}: parameter "{given[0]}" is set', "only a DALI pipeline has it", "Remove it")
+    if not settings.lowers and (given := [name for name in _LOWERING if getattr(settings, name)]):
+        why = "it is for a precision below FP32, and the parameter `precision` sets none"
+        raise ConfigError(f'{label}: parameter "{given[0]}" is set', why, "Set `precision`, or remove it")
     if given := [name for name in unused if getattr(settings, name)]:
         raise ConfigError(f'{label}: parameter "{given[0]}" is set', why, "Remove it")

@@ -102,5 +102,8 @@ def _layers(path: Path) -> dict[str, Any]:
         layers = json.loads(path.with_name(_LAYERS).read_bytes())
     except (OSError, ValueError):
         return {}
-    rows = {layer["name"]: layer["type"] for layer in layers if layer["type"] != "constant"}
-    return {"operators": dict(Counter(rows.values()).most_common()), "layers": rows}
+    layers = [layer for layer in layers if layer["type"] != "constant"]
+    rows = {layer["name"]: layer["type"] for layer in layers}
+    given = Counter(layer["gives"] for layer in layers if layer.get("gives"))
+    types = {"types": dict(given.most_common())} if given else {}
+    return {"operators": dict(Counter(rows.values()).most_common()), **types, "layers": rows}

@@ -117,6 +117,8 @@ def _next_step(foreign: Foreign, failures: Sequence[UnifiedError]) -> str:
         if isinstance(error, VerificationError) or error.do.startswith("Copy it again"):
             return error.do
     if not failures and toolchain_for(foreign.source.format) is None:
+        if foreign.as_onnx:
+            return "Give the ONNX model that the file was made of, or remove the parameter"
         return "Install the engine that is missing, or correct the parameter `engine`"
     return _EXPORT if foreign.source.format == "savedmodel" else f"{_EXPORT}, {_AS_SAVEDMODEL}"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,25 @@ from unified_backend.engines import Canonical
 from unified_backend.engines.reference import open_reference
 from unified_backend.engines.sessions import runtime_version
 from unified_backend.errors import ConfigError, SourceError, VerificationError
+from unified_backend.formats.onnx import read_model
 from unified_backend.forms.foreign import samples_in
+from unified_backend.forms.halved import JUDGE, halved
 from unified_backend.forms.quantised import Quantising, quantised, scheme_of, split
-from unified_backend.graph.cast import Half, cast
-from unified_backend.graph.files import MODEL, read_whole, write_whole
-from unified_backend.graph.ranges import ranges
+from unified_backend.graph.cast import Half
+from unified_backend.graph.files import MODEL
+from unified_backend.graph.nodes import matches, named
 from unified_backend.lookups import Lookup
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.stages.around import Around
 from unified_backend.tensors import Array
-from unified_backend.verification import Compared, Sample, answered, require, samples_of, verify
+from unified_backend.verification import Compared, answered, require, samples_of, verify
 
-__all__ = ["given", "key_of_lowered", "lowered", "precisions"]
+__all__ = ["given", "key_of_lowered", "lowered", "mixes_rows", "precisions"]
 
 logger = logging.getLogger(__name__)
 
-_RECIPE = 1  # raised when the same key fields would give other files
-_JUDGE = "judge.onnx"  # what ONNX Runtime's CPU kernels run in place of a model that they have none for
-_BFLOAT16_OPSET = 22  # the first whose convolutions, poolings and normalisations have bfloat16
+_RECIPE = 2  # raised when the same key fields would give other files
 _COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16"}
 # Eight bits are steps of 0.4 % of a tensor's range, and a deep net sums many: EfficientNet-Lite0 is off by 0.16 of its
 # largest value at one class of a thousand, with a cosine of 0.976 and the same class for every photograph.
@@ -101,7 +102,7 @@ def lowered(canonical: Canonical, settings: Settings, around: Around, model_dir:
         elif entry.facts["already"]:
             return dataclasses.replace(canonical, notes=tuple(notes), precision=precision)
         else:
-            judge = entry.path / _JUDGE if entry.facts["judge"] else None
+            judge = entry.path / JUDGE if entry.facts["judge"] else None
             return dataclasses.replace(
                 canonical,
                 path=entry.path / MODEL,
@@ -112,6 +113,14 @@ def lowered(canonical: Canonical, settings: Settings, around: Around, model_dir:
                 judge=judge,
             )
     return dataclasses.replace(canonical, notes=tuple(notes))
+
+
+def mixes_rows(precision: str | None, settings: Settings) -> bool:
+    """Whether a lowering makes a row's answer depend on the others of its batch: ranges that are found in each run.
+
+    After a cast an output that is nearly zero changes by all of itself, which says nothing of batching.
+    """
+    return precision == "int8" and settings.calibration_method == "dynamic"
 
 
 def given(label: str, settings: Settings, model_dir: Path, memo: FileMemo) -> tuple[Files, Files]:
@@ -180,12 +189,13 @@ def _kept(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         if job.settings.precision != "auto":
             raise
         for path in folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         return {"failure": True, "already": False, "note": f"precision {precision} is not taken: {error.why}"}
 
 
 def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     label, settings = job.canonical.label, job.settings
+    _require_matches(label, job.canonical.path, settings.exclude)
     full, _ = open_reference(label, job.canonical.path, settings)
     dynamic = precision == "int8" and settings.calibration_method == "dynamic"
     data = job.data() if job.calibration or (precision == "int8" and not dynamic) else []
@@ -193,6 +203,13 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         samples = [answered(full, one, None) for one in split(data)[1]]
     else:
         samples = samples_of(full, job.canonical.fixed, [path for path, _ in job.samples])
+    if not samples and settings.verify == "strict":
+        raise VerificationError(
+            f"{label}: the model in {precision.upper()} cannot be compared with FP32",
+            "no seeded input runs on the model",
+            "Give inputs that it takes as samples/NAME.npz beside the version folders, or set parameter `verify` to "
+            "`warn`",
+        )
     rows: list[Compared] = []
 
     def judge(path: Path) -> None:
@@ -216,19 +233,19 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
             Quantising(job.canonical, settings, data, _data_key(job.calibration, job.around), job.lookup), judge, folder
         )
     else:
-        facts = _cast(job, precision, samples, folder)
-        judge(folder / _JUDGE if (folder / _JUDGE).exists() else folder / MODEL)
+        half: Half = "fp16" if precision == "fp16" else "bf16"
+        facts = halved(job.canonical, settings, half, samples, judge, folder)
     if facts.get("already"):
-        note = f"precision {precision}: the model is quantised as it came, and is kept so"
+        note = f"precision {precision}: the model came in it, and is kept so"
     else:
-        note = f"precision {precision}: {facts['nodes']} nodes, {len(facts['kept'])} kept in FP32; {_told(rows)}"
+        note = f"precision {precision}: {facts['nodes']} nodes, {_left(facts['kept'])}; {_told(rows)}"
     logger.info('lowered model=%s precision=%s note="%s"', label, precision, note)
     return {
         "already": False,
         **facts,
         "precision": precision,
         "note": note,
-        "judge": (folder / _JUDGE).exists(),
+        "judge": (folder / JUDGE).exists(),
         "signature": job.canonical.signature.to_json(),
         "verified": [row.to_json() for row in rows],
     }
@@ -253,6 +270,28 @@ def _require_classes(rows: Sequence[Compared]) -> None:
             )
 
 
+def _require_matches(label: str, path: Path, patterns: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: a pattern matches no node; names it.
+    """
+    nodes = named(read_model(path)).graph.node if patterns else []
+    for pattern in patterns:
+        if not any(matches(node, [pattern]) for node in nodes):
+            names = ", ".join([node.name for node in nodes][:5])
+            raise ConfigError(
+                f'{label}: parameter "exclude" has {pattern}',
+                f"it matches no node, output or operator of the graph; its first nodes are {names}",
+                "Correct it, or leave it out",
+            )
+
+
+def _left(kept: Mapping[str, str]) -> str:
+    """What stays in FP32, in words."""
+    first = "; ".join(f"{name}: {why}" for name, why in list(kept.items())[:3])
+    return f"{len(kept)} kept in FP32" + (f" ({first}{'; ...' if len(kept) > 3 else ''})" if kept else "")
+
+
 def _told(rows: Sequence[Compared]) -> str:
     """How far it is from FP32, in words."""
     if not rows:
@@ -264,23 +303,3 @@ def _told(rows: Sequence[Compared]) -> str:
     text += f", cosine {min(cosines):.4f}" if cosines else ""
     classes = [row.top1 for row in rows if row.top1 is not None]
     return text + (f", the same class for {sum(classes) / len(classes):.0%}" if classes else "")
-
-
-def _cast(job: _Job, precision: str, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
-    """Write the model in FP16 or BF16."""
-    from onnx import version_converter
-
-    half: Half = "fp16" if precision == "fp16" else "bf16"
-    seen = ranges(job.canonical.path, [sample.feeds for sample in samples[:1]], folder) if half == "fp16" else {}
-    model = read_whole(job.canonical.path)
-    if half == "bf16" and next((one.version for one in model.opset_import if not one.domain), 0) < _BFLOAT16_OPSET:
-        model = version_converter.convert_version(model, _BFLOAT16_OPSET)
-    copy = type(model).FromString(model.SerializeToString()) if half == "bf16" else None
-    made = cast(model, half, job.settings.exclude, seen)
-    if not made.lowered:
-        why = next(iter(made.kept.values()), "it computes with no FP32 numbers")
-        raise ConfigError(f"{job.canonical.label}: no node can be lowered to {precision}", why, _DO)
-    write_whole(made.model, folder / MODEL)
-    if copy is not None:
-        write_whole(cast(copy, half, job.settings.exclude, seen, emulated=True).model, folder / _JUDGE)
-    return {"nodes": made.lowered, "kept": dict(made.kept)}

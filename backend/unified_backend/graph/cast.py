@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from unified_backend.graph.nodes import matches, named
+
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Cast", "Half", "cast", "float_values"]
+__all__ = ["Cast", "Half", "Names", "cast", "float_values"]
 
 Half = Literal["fp16", "bf16"]
 
 # IEEE 754 half precision, and bfloat16: the largest finite value, and the smallest that is not rounded to zero.
 LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
 _SMALLEST = {"fp16": 2.0**-25, "bf16": 2.0**-134}
+_ROOM = 4.0  # how much larger values in service may be than those seen
 # Sums over many values overflow or lose their small terms, and exponentials overflow from 11 on. Quantised values are a
 # precision of their own.
 _KEPT = frozenset(
@@ -67,6 +69,7 @@ def cast(
 
     target = TensorProto.FLOAT16 if to == "fp16" else TensorProto.BFLOAT16
     graph = model.graph
+    named(model)
     _hoist_constants(graph)
     floats = float_values(model)
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
@@ -75,12 +78,12 @@ def cast(
     )
     kept: dict[str, str] = {}
     half: list[tuple[onnx.NodeProto, set[int], set[int]] | None] = []
-    for number, node in enumerate(graph.node):
+    for node in graph.node:
         reason, inputs, outputs = rule(node)
         half.append((node, inputs, outputs) if reason is None else None)
         if reason:
-            kept[node.name or f"{node.op_type}_{number}"] = reason
-    names = _Names(graph)
+            kept[node.name] = reason
+    names = Names(graph)
     needed = _read_in_full(graph, half)
     wanted = {node.input[at] for one in half if one for node, inputs, _ in [one] for at in inputs}
     halves = {name: names.new(f"{name}_{to}") for name in sorted(wanted)}
@@ -171,8 +174,7 @@ class _Rule:
         return self._reason(node, inputs, outputs), inputs, outputs
 
     def _reason(self, node: onnx.NodeProto, inputs: set[int], outputs: set[int]) -> str | None:
-        names = (node.name, node.op_type, *node.output)
-        if pattern := next((one for one in self.exclude if any(fnmatch.fnmatch(name, one) for name in names)), None):
+        if pattern := matches(node, self.exclude):
             return f"excluded by {pattern}"
         if node.op_type == "Cast" or not inputs:
             return ""  # it makes FP32 of something else, and a cast of its result follows where one is needed
@@ -186,8 +188,8 @@ class _Rule:
             if (tensor := self.weights.get(node.input[at])) is not None and (why := self._lost(tensor)):
                 return why
         for name in (*(node.input[at] for at in sorted(inputs)), *(node.output[at] for at in sorted(outputs))):
-            if self.ranges.get(name, 0.0) > LARGEST[self.to]:
-                return f"{name} reached {self.ranges[name]:.3g}, beyond {self.to.upper()}'s {LARGEST[self.to]:.6g}"
+            if self.ranges.get(name, 0.0) > LARGEST[self.to] / _ROOM:
+                return f"{name} reached {self.ranges[name]:.3g}, and {self.to.upper()} ends at {LARGEST[self.to]:.6g}"
         return None
 
     def _allowed(self, node: onnx.NodeProto, inputs: set[int], outputs: set[int]) -> bool:
@@ -220,7 +222,7 @@ def _port(ports: Sequence[Any], at: int) -> Any:
     return ports[-1] if ports and ports[-1].option.name == "Variadic" else None
 
 
-class _Names:
+class Names:
     """Names that the graph does not have yet."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:

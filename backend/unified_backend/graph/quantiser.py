@@ -5,7 +5,6 @@ Started by `toolchains.job` in the server's own Python, for it imports much and 
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unified_backend.errors import ConfigError
+from unified_backend.graph.nodes import matches, named
 from unified_backend.tensors import Array
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     logging.disable(logging.WARNING)
     import onnx
 
-    model = _named(onnx.load(job["path"]))
+    model = named(onnx.load(job["path"]))
     operators = Counter(node.op_type for node in model.graph.node)
     if found := [name for name in _DONE if operators[name]]:
         return {"already": ", ".join(f"{name} ({operators[name]})" for name in found)}
@@ -187,26 +187,12 @@ def _write(
     )
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node a name: what is excluded and measured is called by it."""
-    taken = {node.name for node in model.graph.node if node.name}
-    for number, node in enumerate(model.graph.node):
-        if not node.name:
-            name = f"{node.op_type}_{number}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            node.name = name
-    return model
-
-
 def _layers(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type in LAYERS]
 
 
 def _matches(model: onnx.ModelProto, name: str, patterns: Sequence[str]) -> bool:
-    node = next(node for node in model.graph.node if node.name == name)
-    return any(fnmatch.fnmatch(one, pattern) for one in (name, node.op_type, *node.output) for pattern in patterns)
+    return matches(next(node for node in model.graph.node if node.name == name), patterns) is not None
 
 
 def _before(model: onnx.ModelProto, layers: Sequence[str]) -> list[str]:

@@ -1,0 +1,31 @@
+"""Nodes of an ONNX graph by name: each has one, and patterns find them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["matches", "named"]
+
+
+def named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, a name given to every node without one: what is excluded, kept and measured is called by it."""
+    taken = {node.name for node in model.graph.node if node.name}
+    for number, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{number}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            node.name = name
+    return model
+
+
+def matches(node: onnx.NodeProto, patterns: Sequence[str]) -> str | None:
+    """The first pattern (`fnmatch`) that matches the node's name, its operator or the name of an output of it."""
+    names = (node.name, node.op_type, *node.output)
+    return next((one for one in patterns if any(fnmatch.fnmatch(name, one) for name in names)), None)
