@@ -4,7 +4,8 @@
 
 Every figure of a row is taken in one run, minutes apart at most. `host` is ONNX Runtime in process, fed with batches of
 64 from NumPy; `device` the same engine without copies (I/O binding, channels last, CUDA graph); clients send single
-images through system shared memory, and dynamic batching joins them.
+images through system shared memory, and dynamic batching joins them. `fp16` serves a file that PyTorch exported so;
+`cast` the FP32 file with the parameter `precision`, and compares it with that.
 """
 
 from __future__ import annotations
@@ -27,13 +28,20 @@ import tritonclient.grpc as grpcclient
 from measuring.drive import MeasurementError, Reading, find_perf_analyzer, served
 from measuring.serving import serving
 from unified_backend.gpus import driver
+from unified_backend.graph.cast import cast
+from unified_backend.graph.files import read_whole, write_whole
 
 HERE = Path(__file__).resolve().parent
 BATCH = 64
 SECONDS = 2.4
 OUTPUT_BYTES = 4000
-# (network, precision of its file, TF32 allowed, as the table has it)
-PRECISIONS = {"fp32": ("fp32", False), "tf32": ("fp32", True), "fp16": ("fp16", False)}
+# as the table has it -> (precision of the file that is served, TF32 allowed, parameter `precision`)
+PRECISIONS = {
+    "fp32": ("fp32", False, None),
+    "tf32": ("fp32", True, None),
+    "fp16": ("fp16", False, None),
+    "cast": ("fp32", False, "fp16"),
+}
 INPUTS = ("float", "uint8")
 # How the unified backend is configured: (instances, contexts of each).
 UNIFIED = {"one instance": (1, 3), "three instances": (3, 1)}
@@ -56,6 +64,7 @@ class Row:
     Attributes:
         served: configuration -> concurrency -> reading.
         longest: of requests whose batch sizes vary at random, once warm, in milliseconds.
+        error: on photographs, to the network in FP32: `max_rel` and `mean_rel` to its largest value, `top1`.
     """
 
     network: str
@@ -66,6 +75,7 @@ class Row:
     compiled: float | None = None
     served: dict[str, dict[int, Reading]] = field(default_factory=dict)
     longest: float | None = None
+    error: dict[str, float] = field(default_factory=dict)
 
     def best(self, concurrency: int) -> float:
         """Images per second of the better configuration of the unified backend."""
@@ -97,19 +107,25 @@ def main() -> int:
 
 
 def _measured(network: str, precision: str, folder: Path, tool: Path, options: argparse.Namespace) -> list[Row]:
-    source, tf32 = PRECISIONS[precision]
+    source, tf32, lowered = PRECISIONS[precision]
     rows = []
     for pixels in INPUTS:
         file = folder / f"{network}_{source}_{pixels}.onnx"
-        took = json.loads(_child(sys.executable, "cuda_side.py", str(file), str(BATCH), str(int(tf32))))
-        rows.append(Row(network, precision, pixels, *(round(1000 * BATCH / took[name]) for name in ("host", "device"))))
+        against = []
+        if lowered:  # what the server makes of it, in process
+            against, file = [str(file)], folder / f"{network}_cast_{pixels}.onnx"
+            write_whole(cast(read_whole(Path(against[0])), "fp16").model, file)
+        took = json.loads(_child(sys.executable, "cuda_side.py", str(file), str(BATCH), str(int(tf32)), *against))
+        row = Row(network, precision, pixels, *(round(1000 * BATCH / took[name]) for name in ("host", "device")))
+        row.error = {name: took[name] for name in ("max_rel", "mean_rel", "top1") if name in took}
+        rows.append(row)
     if precision == "fp16":
         took = json.loads(_child(options.torch, "torch_side.py", "compile", network, str(BATCH)))
         rows[0].compiled = round(1000 * BATCH / took[str(BATCH)])
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         repository = Path(temporary) / "models"
         for row in rows:
-            _write(repository, row, folder / f"{network}_{source}_{row.input}.onnx", tf32)
+            _write(repository, row, folder / f"{network}_{source}_{row.input}.onnx", tf32, lowered)
         with serving(repository, Path(temporary)) as server:
             url = server.options.url("grpc")
             for row in rows:
@@ -128,7 +144,7 @@ def _measured(network: str, precision: str, folder: Path, tool: Path, options: a
     return rows
 
 
-def _write(repository: Path, row: Row, file: Path, tf32: bool) -> None:
+def _write(repository: Path, row: Row, file: Path, tf32: bool, lowered: str | None) -> None:
     kind = "TYPE_UINT8" if row.input == "uint8" else "TYPE_FP32"
     for name, (count, contexts) in UNIFIED.items():
         version = repository / f"{row.input}_{name.replace(' ', '_')}" / "1"
@@ -136,6 +152,7 @@ def _write(repository: Path, row: Row, file: Path, tf32: bool) -> None:
         (version / "model.onnx").symlink_to(file)
         config = _CONFIG.format(backend="unified", type=kind, count=count)
         config += _parameters(contexts=str(contexts), tf32=str(int(tf32)))
+        config += _parameters(precision=lowered) if lowered else ""
         (version.parent / "config.pbtxt").write_text(config)
     version = repository / f"{row.input}_naive" / "1"
     version.mkdir(parents=True)
@@ -189,8 +206,8 @@ def _table(rows: Sequence[Row], concurrency: Sequence[int]) -> str:
     lines = [
         "| network | precision | input | host/s | device/s | torch.compile/s | naive c64 | unified "
         + " | ".join(f"c{number}" for number in concurrency)
-        + " | best c64 of host | best of device | p50 c1 ms | longest ms |",
-        "|---" * (12 + len(concurrency)) + "|",
+        + " | best c64 of host | best of device | p50 c1 ms | longest ms | max error, same class |",
+        "|---" * (13 + len(concurrency)) + "|",
     ]
     for row in rows:
         naive = row.served.get("naive", {}).get(64)
@@ -202,6 +219,7 @@ def _table(rows: Sequence[Row], concurrency: Sequence[int]) -> str:
                 *(f"{naive.throughput:.0f}" if naive else "", name),
                 *(f"{reading.throughput:.0f} ({reading.p99:.0f} ms)" for reading in readings.values()),
                 *(f"{row.best(64) / row.host:.2f}", f"{of_device:.2f}", f"{readings[1].p50:.2f}", row.longest or ""),
+                f"{row.error['max_rel']:.1e}, {row.error['top1']:.0%}" if row.error else "",
             ]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -211,7 +229,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", default=sys.executable, help="an interpreter with torch, torchvision and CUDA")
     parser.add_argument("--networks", type=_words, default=["resnet50", "efficientnet_lite0"], help="comma-separated")
-    parser.add_argument("--precisions", type=_words, default=list(PRECISIONS), help="of fp32, tf32, fp16")
+    parser.add_argument("--precisions", type=_words, default=list(PRECISIONS), help=f"of {', '.join(PRECISIONS)}")
     parser.add_argument("--concurrency", type=_numbers, default=[1, 16, 64, 256], help="comma-separated; 1 and 64 too")
     parser.add_argument("--json", type=Path, help="also write every reading to this file")
     return parser.parse_args()

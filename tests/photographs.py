@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,24 @@ def photographs() -> dict[str, bytes]:
         "tall": encoded(np.ascontiguousarray(data.chelsea()[:, 60:231])),
         "camera": encoded(data.camera(), "PNG"),
     }
+
+
+def bomb(side: int) -> bytes:
+    """A whole PNG of black pixels: 60 kB for 20000 x 20000 of them."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer, rows = zlib.compressobj(9), bytes((side + 1) * (side // 100))
+    content = b"".join(packer.compress(rows) for _ in range(100)) + packer.flush()
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def claiming(file: bytes, side: int) -> bytes:
+    """A JPEG whose header says that it has so many pixels on each side."""
+    at = file.index(b"\xff\xc0") + 5  # of its frame: marker, length and precision come before the height
+    return file[:at] + struct.pack(">HH", side, side) + file[at + 4 :]
 
 
 def column(*files: bytes) -> Array:

@@ -26,7 +26,7 @@ _FOLDERS = {
     "facenet-pytorch": ("facenet_pytorch", ""),
     "fer": ("fer", "data"),
     "musicnn": ("musicnn", "MTT_musicnn"),
-    "scikit-learn": ("sklearn", "datasets/images"),
+    "scikit-learn": ("sklearn", "datasets"),
 }
 
 

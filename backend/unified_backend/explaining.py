@@ -24,11 +24,13 @@ from unified_backend.forms.converted import key_of_conversion, key_of_converted
 from unified_backend.forms.direct import key_of_direct
 from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
+from unified_backend.forms.lowered import given, key_of_lowered, precisions
 from unified_backend.forms.reference import ENGINES, PROFILED
 from unified_backend.forms.simplified import key_of_simplified, pays
 from unified_backend.gpus import gpu_of
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, our_config, parameters_of, version_folder
+from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
 from unified_backend.stages.around import Around, surroundings
 from unified_backend.tensors import Signature
@@ -96,10 +98,11 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
     snapshot = Snapshot(cache.store.memo, source.files)
     if source.format != "onnx":
         other = foreign(source, folder.parent / "samples", settings, around, cache.store.memo)
-        return Explanation(source, _entries_of_other(other, around, cache, lookup))
+        return Explanation(source, _entries_of_other(other, around, folder.parent, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entry = lookup.explained("canonical", canonical)
-    return Explanation(source, [entry, *_entries_after(canonical, settings, around, lookup, onnx=True)])
+    after = _entries_after(canonical, settings, around, folder.parent, lookup, onnx=True)
+    return Explanation(source, [entry, *after])
 
 
 def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
@@ -109,7 +112,9 @@ def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
         yield dataclasses.replace(entry, name=f"{entry.name} of {model.name}")
 
 
-def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Lookup) -> list[Explained]:
+def _entries_of_other(
+    other: Foreign, around: Around, model_dir: Path, cache: Cache, lookup: _Lookup
+) -> list[Explained]:
     """Entries of a source that is not ONNX: of the first way whose entries are there, which a load takes; else of all,
     of which it takes the first that works.
     """
@@ -124,11 +129,11 @@ def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Loo
                 entries.append(dataclasses.replace(made, reason=reason))
                 continue
             mine = [made, lookup.explained("canonical", key)]
-            after = partial(_entries_after, key, other.settings, around, lookup)
+            after = partial(_entries_after, key, other.settings, around, model_dir, lookup)
         else:
             key = key_of_direct(other, way)
             mine = [lookup.explained(f"direct {way.name}", key)]
-            after = partial(_batching, key, around, lookup)
+            after = partial(_batching_of, key, around, lookup)
         if all(entry.state in ("cached", "remote") for entry in mine):
             return [*mine, *after()]
         entries += mine
@@ -136,9 +141,9 @@ def _entries_of_other(other: Foreign, around: Around, cache: Cache, lookup: _Loo
 
 
 def _entries_after(
-    canonical: Key, settings: Settings, around: Around, lookup: _Lookup, onnx: bool = False
+    canonical: Key, settings: Settings, around: Around, model_dir: Path, lookup: _Lookup, onnx: bool = False
 ) -> Iterator[Explained]:
-    """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine.
+    """What a load looks up when it has the canonical model: what is made of it, and the first usable engine.
 
     Args:
         onnx: the source is ONNX.
@@ -146,9 +151,15 @@ def _entries_after(
     if around.fragments:
         canonical = key_of_composed(canonical.digest, around.fragments)
         yield lookup.explained("composed", canonical)
-    yield from _batching(canonical, around, lookup)
+    facts = lookup.facts(canonical)
+    fixed = around.fixed(Signature.from_json(facts["signature"])) if facts else None
+    yield _batching(canonical, fixed, lookup)
     if pays(settings, onnx or bool(around.fragments)):
-        yield _simplified(canonical, around, lookup)
+        canonical, entries = _simplified(canonical, fixed, lookup)
+        yield from entries
+    if settings.lowers:
+        canonical, entries = _lowered(canonical, settings, around, fixed, model_dir, lookup)
+        yield from entries
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
@@ -164,28 +175,57 @@ def _entries_after(
         break  # the rungs below it are built only where it fails
 
 
-def _simplified(canonical: Key, around: Around, lookup: _Lookup) -> Explained:
-    if facts := lookup.facts(canonical):
-        fixed = around.fixed(Signature.from_json(facts["signature"]))
-        return lookup.explained("simplified", key_of_simplified(canonical.digest, fixed))
+def _simplified(canonical: Key, fixed: FixedDims | None, lookup: _Lookup) -> tuple[Key, list[Explained]]:
+    """The entry of the simplified model, and the key of the model from there on."""
+    if fixed is None:
+        return canonical, [_untold("simplified")]
+    key = key_of_simplified(canonical.digest, fixed)
+    found = lookup.facts(key)
+    return (canonical if found and found["why"] is not None else key), [lookup.explained("simplified", key)]
+
+
+def _lowered(
+    canonical: Key,
+    settings: Settings,
+    around: Around,
+    fixed: FixedDims | None,
+    model_dir: Path,
+    lookup: _Lookup,
+) -> tuple[Key, list[Explained]]:
+    """The entries of the model in the precisions that are tried, and the key of the model from there on."""
+    if fixed is None:
+        return canonical, [_untold("precision")]
+    samples, calibration = given(lookup.label, settings, model_dir, lookup.memo)
+    entries = []
+    for precision in precisions(settings, bool(calibration)):
+        key = key_of_lowered(canonical.digest, precision, settings, around, fixed, samples, calibration)
+        entries.append(lookup.explained("precision", key))
+        found = lookup.facts(key)
+        if found is None or not found["failure"]:
+            return (canonical if found and found["already"] else key), entries
+    return canonical, entries
+
+
+def _batching(canonical: Key, fixed: FixedDims | None, lookup: _Lookup) -> Explained:
+    return _untold("batching") if fixed is None else lookup.explained("batching", batching_key(canonical.digest, fixed))
+
+
+def _batching_of(direct: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
+    """Of a source that an engine takes as it is."""
+    facts = lookup.facts(direct)
+    yield _batching(direct, around.fixed(Signature.from_json(facts["signature"])) if facts else None, lookup)
+
+
+def _untold(name: str) -> Explained:
     reason = "it depends on the model's inputs, which the canonical entry will tell"
-    return Explained("simplified", None, "unknown", reason)
-
-
-def _batching(canonical: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
-    if facts := lookup.facts(canonical):
-        fixed = around.fixed(Signature.from_json(facts["signature"]))
-        yield lookup.explained("batching", batching_key(canonical.digest, fixed))
-    else:
-        reason = "it depends on the model's inputs, which the canonical entry will tell"
-        yield Explained("batching", None, "unknown", reason)
+    return Explained(name, None, "unknown", reason)
 
 
 class _Lookup:
     """Entries of one model, looked at and not touched."""
 
     def __init__(self, label: str, cache: Cache) -> None:
-        self._label = label
+        self.label, self.memo = label, cache.store.memo
         self._store = cache.store
         self._remote = cache.remote
         self._used = {
@@ -260,4 +300,4 @@ class _Lookup:
         self._remote = None
 
     def _made_for(self, manifest: Manifest) -> bool:
-        return maker_of(manifest) == self._label
+        return maker_of(manifest) == self.label

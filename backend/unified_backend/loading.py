@@ -28,6 +28,7 @@ from unified_backend.forms.built import AHEAD, Builder
 from unified_backend.forms.composed import composed
 from unified_backend.forms.foreign import foreign
 from unified_backend.forms.ladder import find
+from unified_backend.forms.lowered import lowered
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
 from unified_backend.forms.simplified import pays, simplified
@@ -53,7 +54,8 @@ class Described:
     """A model that is understood and not yet running: what auto_complete_config needs.
 
     Attributes:
-        canonical: what engines are built from, fragments composed onto it, simplified where that pays.
+        canonical: what engines are built from, fragments composed onto it, simplified where that pays, in the precision
+            asked for.
         around: the stages around the engine.
         lookups: outputs that are looked up in what the engine gives.
         signature: what requests bring and get.
@@ -153,6 +155,11 @@ def describe(
         with report.phase("simplify"):
             made = simplified(canonical, lookup, reference)
             canonical, reference = made.canonical, made.reference
+    if settings.lowers:
+        with report.phase("precision"):
+            cheaper = lowered(canonical, settings, around, folder.parent, lookup)
+            reference = reference if cheaper.digest == canonical.digest else Reference(label, settings)
+            canonical = cheaper
     with report.phase("prove"):
         settings = with_profiles(canonical, settings, completed, lookup, reference)
     return Described(source, snapshot, settings, canonical, around, lookups, signature, batching, completed, report)

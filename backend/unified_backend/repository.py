@@ -14,6 +14,7 @@ __all__ = [
     "backend_of",
     "chosen_filename",
     "completed_by_core",
+    "ensemble_steps",
     "our_config",
     "parameters",
     "parameters_of",
@@ -21,7 +22,7 @@ __all__ = [
     "versions",
 ]
 
-_BACKENDS = ("unified", "python")  # `python` with this package's model.py in the version folder
+_PACKAGE = b"unified_backend"  # what this package's model.py, and no other one, imports
 
 
 def versions(model_dir: Path) -> list[int]:
@@ -66,13 +67,53 @@ def our_config(label: str, model_dir: Path) -> dict[str, Any]:
             "Triton wants the folder's name there",
             f'Write `name: "{model_dir.name}"`, or leave the line out',
         )
-    if config.get("backend") not in _BACKENDS:
+    if _is_ours(model_dir, config):
+        return config
+    for field in ("backend", "platform"):
+        if config.get(field):
+            raise ConfigError(
+                f'{label}: config.pbtxt has {field} "{config[field]}"',
+                "the model belongs to another backend, and what that one makes of it is not known here",
+                'Name a model of `backend: "unified"`',
+            )
+    raise ConfigError(
+        f"{label}: config.pbtxt names no backend",
+        "another backend would get this model",
+        'Write `backend: "unified"`, or name the folder NAME.unified, with no other dot',
+    )
+
+
+def _is_ours(model_dir: Path, config: Mapping[str, Any]) -> bool:
+    """Whether this backend gets a model: named so, or by this package's model.py under Triton's Python backend."""
+    if config.get("backend") != "python":
+        return config.get("backend") == "unified"
+    programs = (model_dir / str(version) / "model.py" for version in versions(model_dir))
+    return any(path.is_file() and _PACKAGE in path.read_bytes() for path in programs)
+
+
+def ensemble_steps(label: str, model_dir: Path) -> dict[str, str] | None:
+    """The models of a Triton ensemble and their backends; None if it is none.
+
+    Raises:
+        ConfigError: config.pbtxt does not parse, or a model is not beside the ensemble or has no version.
+    """
+    config = completed_by_core(model_dir)
+    if config.get("platform") != "ensemble" and "ensemble_scheduling" not in config:
+        return None
+    names = [str(step.get("model_name")) for step in config.get("ensemble_scheduling", {}).get("step", [])]
+    if not names:
         raise ConfigError(
-            f'{label}: config.pbtxt has backend "{config.get("backend", "")}"',
-            "another backend would get this model",
-            'Write `backend: "unified"`, or name the folder NAME.unified, with no other dot',
+            f"{label}: the ensemble has no step", "ensemble_scheduling in its config.pbtxt is empty", "Write its steps"
         )
-    return config
+    for name in names:
+        path = model_dir.parent / name
+        if not path.is_dir() or not versions(path):
+            raise ConfigError(
+                f"{label}: the ensemble's model {name} cannot be used",
+                "it has no version folder" if path.is_dir() else "there is no such model beside it",
+                "Put it there, or correct ensemble_scheduling in config.pbtxt",
+            )
+    return {name: backend_of(model_dir.parent / name) for name in names}
 
 
 def completed_by_core(model_dir: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from unified_backend.errors import ConfigError
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["FixedDims", "Recipe", "arrays_of", "from_file", "recipes"]
+__all__ = ["FixedDims", "Recipe", "arrays_of", "fitting", "from_file", "recipes"]
 
 FixedDims = Mapping[str, Mapping[int, int]]
 
@@ -112,13 +112,24 @@ def from_file(path: Path, signature: Signature) -> dict[str, Array]:
         if spec.name not in found:
             why = f"it holds {', '.join(found) or 'nothing'}, and the model's inputs are {names}"
             raise ConfigError(f"the sample {path.name} has no array named {spec.name}", why, _DO)
-        array = found[spec.name]
-        if not _fits(array, spec):
-            shape = "any shape" if spec.shape is None else str([_size(size) for size in spec.shape])
-            why = f"{spec.name} is {array.dtype} {list(array.shape)}, and the model takes {spec.dtype} {shape}"
-            raise ConfigError(f"the sample {path.name} does not fit the model", why, "Correct the sample")
-        feeds[spec.name] = array.astype(object if spec.dtype == "STRING" else spec.numpy)
+        feeds[spec.name] = fitting(found[spec.name], spec, path.name)
     return feeds
+
+
+def fitting(array: Array, spec: TensorSpec, name: str) -> Array:
+    """An array of the input's type; strings as objects.
+
+    Args:
+        name: of its file, for messages.
+
+    Raises:
+        ConfigError: it is of another type or shape.
+    """
+    if not _fits(array, spec):
+        shape = "any shape" if spec.shape is None else str([_size(size) for size in spec.shape])
+        why = f"{spec.name} is {array.dtype} {list(array.shape)}, and the model takes {spec.dtype} {shape}"
+        raise ConfigError(f"the sample {name} does not fit the model", why, "Correct the sample")
+    return array.astype(object if spec.dtype == "STRING" else spec.numpy)
 
 
 def _fits(array: Array, spec: TensorSpec) -> bool:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _TRITON_OWN = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", "TRITON_BATCH_STRATEGY_PATH"}
 # ONNX Runtime's session configuration keys (onnxruntime_session_options_config_keys.h) start with one of these.
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "auto")
 _SESSION_PREFIXES = ("session.", "optimization.", "ep.", "mlas.")
 
 
@@ -82,6 +83,11 @@ class Settings:
         batch_buckets: batch sizes that batches on a GPU are padded to; () for the series of `buckets_up_to`.
         contexts: batches in flight on a GPU: copies of one overlap with the compute of another.
         cuda_graph: replay a captured CUDA graph for each bucket, where the model allows it.
+        precision: that the network computes in: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, or `auto`;
+            None as it came.
+        exclude: patterns of nodes, outputs of nodes or operators that a lower precision leaves in FP32.
+        calibration: folder of calibration data; None for `calibration` beside the version folders.
+        calibration_method: how ranges are found: `min-max`, `entropy`, `percentile`; `dynamic` finds them in each run.
         tf32: let FP32 matrix products and convolutions round their inputs to 10 bits of mantissa.
         prefer_nhwc: convolutions with the channels last on CUDA; None where the model runs so.
         cudnn_conv_algo_search: as ONNX Runtime has it; None for EXHAUSTIVE where shapes are fixed, else HEURISTIC.
@@ -131,6 +137,10 @@ class Settings:
     batch_buckets: tuple[int, ...] = ()
     contexts: int = 3
     cuda_graph: bool = True
+    precision: str | None = None
+    exclude: tuple[str, ...] = ()
+    calibration: str | None = None
+    calibration_method: str = "min-max"
     tf32: bool = False
     prefer_nhwc: bool | None = None
     cudnn_conv_algo_search: str | None = None
@@ -141,6 +151,11 @@ class Settings:
     tensorrt: TensorRtOptions = dataclasses.field(default_factory=TensorRtOptions)
     profiles: tuple[Profile, ...] = ()
     gpu: Gpu | None = None
+
+    @property
+    def lowers(self) -> bool:
+        """Whether the precision is set in the graph, which must be ONNX then if it is not left to `auto`."""
+        return self.precision not in (None, "fp32", "tf32")
 
 
 def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str, ...]) -> Settings:
@@ -194,6 +209,10 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "batch_buckets": sizes,
         "contexts": at_least_one,
         "cuda_graph": choice(SWITCH),
+        "precision": choice({name: name for name in _PRECISIONS}),
+        "exclude": words,
+        "calibration": str,
+        "calibration_method": choice({name: name for name in ("min-max", "entropy", "percentile", "dynamic")}),
         "tf32": choice(SWITCH),
         "prefer_nhwc": choice({**SWITCH, "auto": None}),
         "cudnn_conv_algo_search": choice({name.lower(): name for name in ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")}),
@@ -220,8 +239,25 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
     values["require_cached"] = values.get("require_cached", False) or values.get("build") == "never"
     if "memory.enable_memory_arena_shrinkage" in values:
         values["arena_shrinkage"] = values.pop("memory.enable_memory_arena_shrinkage")
+    if values.get("precision") in ("fp32", "tf32"):
+        _agree(label, parameters, values)
     tensorrt = TensorRtOptions(**{name: values.pop(name) for name in of_tensorrt.keys() & values.keys()})
     return Settings(**values, session_options=tuple(session_options), tensorrt=tensorrt)
+
+
+def _agree(label: str, parameters: Mapping[str, str], values: dict[str, Any]) -> None:
+    """Have `tf32` say what `precision` says of it.
+
+    Raises:
+        ConfigError: both are given, and contradict each other.
+    """
+    wanted = values["precision"] == "tf32"
+    if values.setdefault("tf32", wanted) != wanted:
+        raise ConfigError(
+            f'{label}: parameters "precision" and "tf32" contradict each other',
+            f'"precision" is "{values["precision"]}", and "tf32" is "{parameters["tf32"]}"',
+            "Leave one of them out",
+        )
 
 
 def is_session_option(name: str) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "RECIPE",
     "Compared",
     "Sample",
+    "answered",
     "compare",
     "read_samples",
     "require",
@@ -60,6 +61,7 @@ class Compared:
     Attributes:
         max_abs: largest absolute error; for strings and booleans, 1 where any element differs.
         max_rel: the same, relative to the largest value expected.
+        mean_rel: the mean absolute error, likewise; 0 where `max_rel` is that of strings or shapes.
         cosine: of the angle between the two outputs as vectors; None for strings and empty outputs.
         top1: share of rows with the same largest element, for outputs that look like classes, [N, classes].
         tolerance: that `max_rel` was held to.
@@ -69,6 +71,7 @@ class Compared:
     batch: int | None
     max_abs: float
     max_rel: float
+    mean_rel: float
     cosine: float | None
     top1: float | None
     tolerance: float
@@ -147,10 +150,10 @@ def compare(
     """
     limit = _TOLERANCE.get(dtype, 0.0) if tolerance is None else tolerance
     if expected.shape != answer.shape:
-        return Compared(output, batch, float("inf"), float("inf"), None, None, limit, passed=False)
+        return Compared(output, batch, float("inf"), float("inf"), 0.0, None, None, limit, passed=False)
     if dtype in ("STRING", "BOOL"):
         same = bool(np.array_equal(_texts(expected), _texts(answer)))
-        return Compared(output, batch, float(not same), float(not same), None, None, limit, same)
+        return Compared(output, batch, float(not same), float(not same), 0.0, None, None, limit, same)
     one, other = (_numbers(array, dtype) for array in (expected, answer))
     unequal = (one != other) & ~(np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):
@@ -160,7 +163,9 @@ def compare(
     # An output of nothing but rounding noise has no scale of its own.
     noise = dtype.startswith("FP") and worst <= limit * 1e-3
     passed = relative <= limit or noise or (quantised and dtype in _QUANTISED and worst <= 1)
-    return Compared(output, batch, worst, relative, _cosine(one, other), _top1(one, other), limit, passed)
+    with np.errstate(invalid="ignore"):
+        mean = float(np.nanmean(np.abs(one - other))) / largest if largest and one.size else 0.0
+    return Compared(output, batch, worst, relative, mean, _cosine(one, other), _top1(one, other), limit, passed)
 
 
 def require(rows: Sequence[Compared], reference: str, what: str) -> None:
@@ -247,12 +252,12 @@ def samples_of(runner: Runner, fixed: FixedDims, given: Sequence[Path] = ()) -> 
     """
     signature = runner.signature
     if given:
-        return [_answered(runner, from_file(path, signature), None) for path in given]
+        return [answered(runner, from_file(path, signature), None) for path in given]
     for recipe in recipes(signature, fixed, 1 if _open_batch(signature) else None):
         try:
             sizes = BATCHES if _open_batch(signature) else (None,)
             return [
-                _answered(runner, recipe.feeds(signature, fixed, size, seed), size) for seed, size in enumerate(sizes)
+                answered(runner, recipe.feeds(signature, fixed, size, seed), size) for seed, size in enumerate(sizes)
             ]
         except (RequestError, EngineError):
             continue
@@ -271,7 +276,8 @@ def read_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Sample
     return samples
 
 
-def _answered(runner: Runner, feeds: Mapping[str, Array], batch: int | None) -> Sample:
+def answered(runner: Runner, feeds: Mapping[str, Array], batch: int | None) -> Sample:
+    """Inputs with the answers of a runner; `batch` as `Sample` has it."""
     names = [spec.name for spec in runner.signature.outputs]
     return Sample(batch, feeds, dict(zip(names, runner.run(feeds, names), strict=True)))
 

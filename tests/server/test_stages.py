@@ -122,6 +122,19 @@ def test_decoded_images_where_the_config_has_uint8(triton, serving):
     np.testing.assert_allclose(found, np.tile(np.float32(COLORS["green"]) / 255, (2, 1)), atol=1e-5)
 
 
+def test_a_model_without_a_batch_dimension_takes_one_image(triton):
+    model = onnx.parser.parse_model(MEANS.replace("[N,3", "[1,3")).SerializeToString()
+    text = config(preprocess="image(16, shapes=true)")
+    with triton.serving("single", {"1/means.onnx": model}, config=text) as served:
+        assert [one["dims"] for one in triton.config(served)["input"]] == [[1, 1]]
+        found = ask(triton, served, picture("blue"))
+        assert (found["y"].argmax(), found["x_shape"].tolist()) == (2, [[30, 40]])
+        with pytest.raises(InferenceServerException, match=r"\[1,1\]"):
+            ask(triton, served, picture("red"), picture("blue"))
+        with pytest.raises(InferenceServerException, match="the image cannot be used"):
+            ask(triton, served, b"no picture")
+
+
 def test_what_the_stage_says_beside_its_result(triton, serving):
     with serving(config(preprocess="image(16, shapes=true)")) as model:
         found = ask(triton, model, picture("red", (40, 30)), picture("blue", (70, 20)))

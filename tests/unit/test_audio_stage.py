@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ from photographs import column
 from scipy import signal
 from scipy.io import wavfile
 from unified_backend.errors import ConfigError, RequestError
-from unified_backend.stages.audio import AudioStage, audio_stage, windows
+from unified_backend.stages.audio import AudioStage
 from unified_backend.stages.expression import parse
 from unified_backend.tensors import Array, TensorSpec
 
+# tones(0.5, 16000), written by soundfile 0.14.0 with libsndfile 1.2.2.
+SOUNDS = Path(__file__).resolve().parents[1] / "data/sounds"
 SAMPLES, MEL = (None, None), (None, 80, None)
 
 
 def stage(text: str, shape: Any = SAMPLES, most: int = 4) -> AudioStage:
-    return audio_stage(parse(text)[0], TensorSpec("x", "FP32", shape), "sound", most, 2, "m/1")
+    return AudioStage(parse(text)[0], TensorSpec("x", "FP32", shape), "sound", most, 2, "m/1")
 
 
 def wav(samples: Array, rate: int) -> bytes:
@@ -107,25 +110,6 @@ def test_mel_spectrogram_equals_its_formulas(formula: str) -> None:
     np.testing.assert_allclose(made["x"][1, :, 26:], -60, atol=1e-4)
 
 
-def test_windows_overlap_as_basic_pitch_cuts_them() -> None:
-    clip, overlap = 43844, 30 * 256
-    sounds = [tones(5, 22050), tones(0.5, 22050)]
-    stage_ = stage(f"audio(22050, clip={clip}, overlap={overlap})", (None, clip, 1))
-    made = stage_.run({"sound": column(*(wav(sound, 22050) for sound in sounds))}).arrays
-    assert made["x"].shape == (2, 4, clip, 1)
-    assert made["x_length"].tolist() == [[4], [1]]
-    for row, sound, count in zip(made["x"], sounds, (4, 1), strict=True):
-        padded = np.pad(sound, (overlap // 2, 4 * clip))
-        for number in range(count):
-            begin = number * (clip - overlap)
-            np.testing.assert_allclose(row[number, :, 0], padded[begin : begin + clip], atol=1e-6)
-        assert not row[count:].any()
-
-
-def test_windows_of_an_empty_sound() -> None:
-    assert windows(np.zeros(0, np.float32), 10, 4).tolist() == [[0.0] * 10]
-
-
 def crc(content: bytes, polynomial: int, bits: int) -> bytes:
     value = 0
     for byte in content:
@@ -153,6 +137,25 @@ def test_flac_gives_what_its_samples_are() -> None:
     np.testing.assert_allclose(made.arrays["x"], [sound / 32768], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "furthest"), [("tones.flac", 4e-5), ("tones-vorbis.ogg", 0.04), ("tones-opus.ogg", 0.04)]
+)
+def test_files_of_other_libraries_sound_as_what_they_were_made_of(name: str, furthest: float) -> None:
+    made = stage("audio").run({"sound": column((SOUNDS / name).read_bytes())})
+    assert not made.failed
+    expected = tones(0.5, 16000)
+    np.testing.assert_allclose(made.arrays["x"], [expected], atol=furthest)
+    assert np.corrcoef(made.arrays["x"][0], expected)[0, 1] > 0.998
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_wav_of_any_number_of_bits(kind: type) -> None:
+    sound = tones(0.2, 16000)
+    whole = {np.uint8: sound * 127 + 128, np.int16: sound * 32767, np.int32: sound * np.float64(2**31 - 1)}
+    made = stage("audio").run({"sound": column(wav(whole.get(kind, sound).astype(kind), 16000))})
+    np.testing.assert_allclose(made.arrays["x"], [sound], atol=0.02 if kind == np.uint8 else 1e-4)
+
+
 GOOD = wav(tones(0.2, 16000), 16000)
 FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 16000)).to_bytes(8, "big") + bytes(16)
 
@@ -164,6 +167,7 @@ FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 
         (b"no sound at all", "Format not recognised"),
         (GOOD[:30], "No 'data' chunk marker"),
         (b"ID3\x04" + bytes(100), "MP3, which DALI does not decode"),
+        ((SOUNDS / "tones.mp3").read_bytes(), "MP3, which DALI does not decode"),
         (b"\xff\xf3\x80\xc4" + bytes(100), "MP3, which DALI does not decode"),
         (FLAC_OF_A_DAY, "it lasts 86400 seconds"),
         (wav(np.zeros(8000 * 700, np.uint8), 8000), "it lasts 700 seconds"),
@@ -197,8 +201,11 @@ def test_no_more_sounds_than_a_batch_has() -> None:
         ("audio(mel=80, formula=bark)", MEL, "slaney or htk"),
         ("audio(mel=64)", MEL, r"\[-1, 80, -1\]"),
         ("audio", MEL, "Add mel=BANDS"),
-        ("audio(window=800)", SAMPLES, "larger than n_fft"),
-        ("audio(clip=100, overlap=100)", SAMPLES, "less than clip"),
+        ("audio(mel=80, window=800)", MEL, "larger than n_fft"),
+        ("audio(db=true)", SAMPLES, "db=True: it has no effect without mel=BANDS"),
+        ("audio(window=400)", SAMPLES, "window=400: it has no effect without mel"),
+        ("audio(mel=80, floor=1e-6)", MEL, "floor=1e-06: it has no effect without db=true"),
+        ("audio(clip=100)", SAMPLES, 'the option "clip"'),
         ("audio(seconds=2)", (None, 16000), "makes 32000 samples"),
         ("audio", (None, 3, 224, 224), "sounds are FP32"),
         ("sound", SAMPLES, "it may be audio"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_a_model_that_does_not_load_fails_with_the_servers_words(tmp_path, model
     ("config", "words"),
     [
         ("backend: 3", "does not parse"),
-        ('backend: "onnxruntime"', "another backend"),
+        ('backend: "onnxruntime"', 'has backend "onnxruntime": the model belongs to another backend'),
         ('name: "other"', "folder's name"),
     ],
 )
@@ -86,7 +87,42 @@ def test_a_config_that_triton_would_refuse_is_named(tmp_path, model, config, wor
     (model / "config.pbtxt").write_text(config)
     done = check(tmp_path, model)
     assert done.returncode == 1
-    assert words in done.stderr
+    assert words in " ".join(done.stderr.split())
+
+
+def test_a_platform_belongs_to_another_backend_too(tmp_path, model):
+    (model / "config.pbtxt").write_text('platform: "onnxruntime_onnx"')
+    done = check(tmp_path, model.rename(model.with_name("relu")))
+    assert done.returncode == 1
+    assert 'has platform "onnxruntime_onnx": the model belongs to another backend' in " ".join(done.stderr.split())
+
+
+def test_another_model_py_belongs_to_the_python_backend(tmp_path, model):
+    (model / "config.pbtxt").write_text('backend: "python"')
+    (model / "1" / "model.py").write_text("class TritonPythonModel: ...\n")
+    assert "the model belongs to another backend" in " ".join(check(tmp_path, model).stderr.split())
+    shutil.copy(Path(__file__).resolve().parents[2] / "backend/model.py", model / "1")
+    assert check(tmp_path, model).returncode == 0
+
+
+def test_of_an_ensemble_the_models_of_its_steps_are_looked_for(tmp_path, model):
+    steps = 'step { model_name: "relu.unified" model_version: -1 } step { model_name: "other" model_version: -1 }'
+    ensemble = model.parent / "both"
+    (ensemble / "1").mkdir(parents=True)
+    (ensemble / "config.pbtxt").write_text(f'platform: "ensemble" ensemble_scheduling {{ {steps} }}')
+    for words in ("there is no such model beside it", "it has no version folder"):
+        done = check(tmp_path, ensemble)
+        assert done.returncode == 1
+        assert f"the ensemble's model other cannot be used: {words}" in " ".join(done.stderr.split())
+        (model.parent / "other").mkdir(exist_ok=True)
+    (model.parent / "other" / "1").mkdir()
+    (model.parent / "other" / "config.pbtxt").write_text('backend: "python"')
+    shown = check(tmp_path, ensemble)
+    assert shown.returncode == 0
+    assert "platform: ensemble" in shown.stdout
+    assert "step: relu.unified (backend unified)\nstep: other (backend python)" in shown.stdout
+    report = json.loads(check(tmp_path, ensemble, "--json").stdout)
+    assert (report["loads"], report["steps"]) == (None, {"relu.unified": "unified", "other": "python"})
 
 
 def test_a_name_with_two_dots_reaches_another_backend(tmp_path, model):

@@ -13,7 +13,7 @@ from unified_backend.formats import FORMATS, find_source
 from unified_backend.formats.dali_file import Port, is_pipeline, ports
 from unified_backend.settings import Settings
 from unified_backend.stages.expression import parse
-from unified_backend.stages.image import image_stage
+from unified_backend.stages.image import ImageStage
 from unified_backend.tensors import TensorSpec
 
 PYTHON = """
@@ -85,6 +85,25 @@ def test_a_cut_file_and_a_source_without_a_type_are_told(data: bytes, tmp_path: 
         FORMATS["dali"].describe(path, Settings(), "m/1")
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (PYTHON.replace("@autoserialize\n", ""), "the DALI pipeline scale without `@autoserialize`"),
+        (PYTHON.replace("@autoserialize\n@pipeline_def", "#"), "Python without a function under `@autoserialize`"),
+        ("x = " + "-" * 200_000 + "1\n", "Python that does not parse"),
+        ("x = 1\n", "Python without a function under `@autoserialize`"),
+        (PYTHON.replace("@autoserialize\n", "").replace("def scale():", "def scale("), "does not parse: .*line 7"),
+        (PYTHON.replace("def scale():", "def scale("), r"does not run: SyntaxError: .*dali\.py:8"),
+        ("import nowhere\n" + PYTHON, r"does not run: ModuleNotFoundError: .*nowhere.*dali\.py:1"),
+        (PYTHON.replace("types.FLOAT16", "types.FLOAT15"), r"scale: AttributeError.*FLOAT15.*dali\.py:10"),
+    ],
+)
+def test_what_is_wrong_with_a_dali_py_is_told(tmp_path: Path, program: str, words: str) -> None:
+    (tmp_path / "dali.py").write_text(program)
+    with pytest.raises((SourceError, ConfigError), match=f"dali.py.*{words}"):
+        FORMATS["dali"].describe(find_source("m/1", tmp_path, FileMemo(tmp_path / "memo")).path, Settings(), "m/1")
+
+
 def test_without_dali_every_use_says_what_to_install(
     data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +111,6 @@ def test_without_dali_every_use_says_what_to_install(
     (tmp_path / "dali.py").write_text(PYTHON)
     target = TensorSpec("x", "FP32", (None, 3, 224, 224))
     with pytest.raises(ConfigError, match=r"DALI is not installed.*pip install"):
-        image_stage(parse("imagenet")[0], target, "image", True, 1, 1, None, "m/1")
+        ImageStage(parse("imagenet")[0], target, "image", True, 1, 1, None, "m/1")
     with pytest.raises(ConfigError, match=r"DALI is not installed.*pip install"):
         FORMATS["dali"].describe(tmp_path / "dali.py", Settings(), "m/1")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import column, photographs, pixels, resized
+from photographs import bomb, claiming, column, encoded, photographs, pixels, resized
+from PIL import Image
 from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.stages.dali_pipeline import PipelineStage, dali_stage
 
@@ -67,6 +68,40 @@ def test_a_bad_file_fails_alone_in_a_user_s_pipeline_too(tmp_path: Path) -> None
         np.testing.assert_array_equal(result.arrays[name], array)
 
 
+BOMBS = {"PNG": bomb(9000), "JPEG": claiming(FILES["astronaut"], 60000)}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_picture_too_large_by_its_header_is_refused_and_nothing_is_allocated(tmp_path: Path, kind: str) -> None:
+    stage = made(tmp_path, THUMBNAILS)
+    gains = np.ones((3, 1), np.float32)
+    most_memory()
+    good = stage.run({"photo": column(FILES["coffee"], FILES["tall"]), "gain": gains[:2]})
+    before = most_memory()
+    result = stage.run({"photo": column(FILES["coffee"], BOMBS[kind], FILES["tall"]), "gain": gains})
+    assert most_memory() - before < 60 << 20  # decoded, the PNG has 243 MB
+    assert list(result.failed) == [1]
+    side = {"PNG": 9000, "JPEG": 60000}[kind]
+    assert f"photo cannot be used: it has {side} x {side} pixels, and 64000000 are allowed" in str(result.failed[1])
+    for name, array in good.arrays.items():
+        np.testing.assert_array_equal(result.arrays[name], array)
+
+
+def most_memory() -> int:
+    """Bytes that this process had resident at most since the last call."""
+    most = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): from here on anew
+    return int(most.split()[1]) << 10
+
+
+def test_as_many_of_each_input_and_no_more_than_a_batch(tmp_path: Path) -> None:
+    stage = made(tmp_path, THUMBNAILS)
+    for files, gains in ((2, 3), (3, 2), (5, 5)):
+        feeds = {"photo": column(*[FILES["tall"]] * files), "gain": np.ones((gains, 1), np.float32)}
+        with pytest.raises(RequestError, match=f"there are {files} of photo, {gains} of gain, .* at most 4 of each"):
+            stage.run(feeds)
+
+
 def test_a_serialised_pipeline_is_the_same_stage(tmp_path: Path) -> None:
     stage = made(tmp_path, THUMBNAILS)
     made(tmp_path, STORED, "maker.py")
@@ -108,6 +143,19 @@ def test_ragged_outputs_are_told(tmp_path: Path) -> None:
     np.testing.assert_array_equal(next(iter(alone.values()))[0], pixels(FILES["tall"]))
 
 
+def test_a_file_that_nvimagecodec_cannot_read_is_written_so_that_it_can(tmp_path: Path) -> None:
+    text = HEAD + (
+        "@pipeline_def(output_dtype=types.UINT8, output_ndim=3)\ndef f():\n"
+        '    return fn.decoders.image(fn.external_source(name="photo", dtype=types.UINT8, ndim=1))\n'
+    )
+    turned = Image.Exif()
+    turned[274] = 6  # by 90 degrees
+    picture = pixels(FILES["tall"])
+    made_of = made(tmp_path, text).run({"photo": column(encoded(picture, "WEBP", lossless=True, exif=turned))})
+    [array] = made_of.arrays.values()
+    np.testing.assert_array_equal(array[0], np.rot90(picture, -1))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -115,6 +163,7 @@ def test_ragged_outputs_are_told(tmp_path: Path) -> None:
         ("import nothing_of_this_name\n", r"does not run.*ModuleNotFoundError.*preprocess\.py:1"),
         ("x = 1\n", "0 DALI pipelines.*@pipeline_def"),
         (HEAD + "@pipeline_def\ndef f():\n    return 1 / 0\n", r"f: ZeroDivisionError.*preprocess\.py:4"),
+        (HEAD + "@pipeline_def\ndef f():\n    raise SystemExit(3)\n", r"f: SystemExit: 3 \(preprocess\.py:4\)"),
         (HEAD + "@pipeline_def\ndef f():\n    return fn.resise(1)\n", r"f: AttributeError.*preprocess\.py:4"),
         (
             HEAD + '@pipeline_def\ndef f():\n    return fn.external_source(name="x") * 2\n',

@@ -414,6 +414,43 @@ def test_openvino_gives_the_same(tmp_path, text, shapes):
             np.testing.assert_allclose(array, wanted[name], atol=1e-5, err_msg=name)
 
 
+def test_a_corrected_label_needs_no_other_engine_and_other_anchors_do(tmp_path):
+    """Models [N, 3] -> [N, 3], and [N, 2, 4], [N, 2, 3] for anchors."""
+    folder = tmp_path / "models" / "net" / "1"
+    folder.mkdir(parents=True)
+    with Cache(tmp_path / "cache") as cache:
+
+        def described(model: str, postprocess: str, **files: Sequence[str]):
+            onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["":17]> g {model}'), folder / "net.onnx")
+            for name, lines in files.items():
+                (folder / f"{name}.txt").write_text("\n".join(lines))
+            return describe("net/1", folder, {"parameters": {"postprocess": {"string_value": postprocess}}}, cache)
+
+        same = "(float[N,3] x) => (float[N,3] y) { y = Neg (x) }"
+        for call in ("topk(1, names.txt)", "topk(1, labels=names.txt)", "argmax(labels=names.txt)"):
+            first = described(same, call, names=["cat", "dgo", "horse"])
+            assert first.report.lookups["composed"] == "made"
+            second = described(same, call, names=["cat", "dog", "horse"])
+            assert second.report.lookups["composed"] == "hit"
+            assert second.canonical.digest == first.canonical.digest
+            [rule] = second.lookups.values()
+            assert rule({rule.sources[0]: np.array([[1]])}).tolist() == [["dog"]]
+            with pytest.raises(ConfigError, match=r"names\.txt has 2 labels, and the model 3 classes"):
+                described(same, call, names=["cat", "dog"])
+        read = "(float[N,T,4] x) => (float[N,T,4] y) { y = Neg (x) }"
+        described(read, "ctc_greedy(names.txt)", names="abc")
+        [rule] = (other := described(read, "ctc_greedy(names.txt)", names="abd")).lookups.values()
+        assert other.report.lookups["composed"] == "hit"
+        assert rule({"indices": np.array([[1, 3, -1]])}).tolist() == [["ad"]]
+        with pytest.raises(ConfigError, match="the charset has 4 characters, and the model 3 beside the blank"):
+            described(read, "ctc_greedy(names.txt)", names="abcd")
+        two = "(float[N,2,4] x, float[N,2,3] z) => (float[N,2,4] b, float[N,2,3] s) { b = Neg (x) s = Neg (z) }"
+        for size in (1, 2):
+            np.save(folder / "anchors.npy", np.full((2, 4), size, np.float32))
+            lookups = described(two, "ssd(anchors.npy, boxes=b, scores=s)").report.lookups
+            assert lookups["composed"] == "made"
+
+
 CLASSIFIER = Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
 RECOGNISER = Path(__file__).resolve().parents[2] / "model_repository" / "ocr_recognition" / "1" / "model.onnx"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from photographs import (
     FILTERS,
     IMAGENET,
+    bomb,
     column,
     cropped,
     encoded,
@@ -22,10 +22,10 @@ from photographs import (
     pixels,
     resized,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 from unified_backend.errors import ConfigError, RequestError
 from unified_backend.stages.expression import parse
-from unified_backend.stages.image import ImageStage, image_stage
+from unified_backend.stages.image import ImageStage
 from unified_backend.tensors import Array, TensorSpec
 
 FILES = photographs()
@@ -34,7 +34,7 @@ MEAN, STD = map(np.array, IMAGENET)
 
 
 def stage(text: str, shape: Any = NCHW, dtype: str = "FP32", encoded: bool = True, most: int = 8) -> ImageStage:
-    return image_stage(parse(text)[0], TensorSpec("x", dtype, shape), "image", encoded, most, 2, None, "m/1")
+    return ImageStage(parse(text)[0], TensorSpec("x", dtype, shape), "image", encoded, most, 2, None, "m/1")
 
 
 def normal(picture: Array) -> Array:
@@ -203,6 +203,79 @@ def test_kinds_of_files_and_of_pixels(imagenet: ImageStage, kind: str) -> None:
     np.testing.assert_array_equal(made, expected)
 
 
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+CHELSEA = Image.fromarray(pixels(FILES["chelsea"]))
+TURNED = Image.Exif()
+TURNED[274] = 6  # by 90 degrees
+BLACK_AND_WHITE = CHELSEA.convert("1")
+# A TIFF of the other byte order, which Pillow does not write: eight tags, and no BitsPerSample among them.
+BIG_ENDIAN = (
+    b"MM\x00*"
+    + struct.pack(">I", 8)
+    + struct.pack(">H", 8)
+    + b"".join(
+        struct.pack(">HHII", tag, 4, 1, value)
+        for tag, value in (
+            (256, 451),
+            (257, 300),
+            (259, 1),
+            (262, 1),
+            (273, 110),
+            (277, 1),
+            (278, 300),
+            (279, 57 * 300),
+        )
+    ).replace(struct.pack(">HHII", 259, 4, 1, 1), struct.pack(">HHIHH", 259, 3, 1, 1, 0))
+    + bytes(4)
+    + BLACK_AND_WHITE.tobytes()
+)
+VARIANTS = {
+    "lossless WebP with EXIF": saved(CHELSEA, "WEBP", lossless=True, exif=TURNED),
+    "lossless WebP with EXIF and a profile": saved(
+        CHELSEA, "WEBP", lossless=True, exif=TURNED, icc_profile=b"an odd profile of 31 bytes, tag"
+    ),
+    "WebP with EXIF and transparency": saved(CHELSEA.convert("RGBA"), "WEBP", lossless=True, exif=TURNED),
+    "animated WebP": saved(CHELSEA, "WEBP", lossless=True, save_all=True, append_images=[CHELSEA.rotate(90)]),
+    "black and white TIFF": saved(BLACK_AND_WHITE, "TIFF"),
+    "black and white TIFF, big endian": BIG_ENDIAN,
+    "black and white TIFF, fax": saved(BLACK_AND_WHITE, "TIFF", compression="group4"),
+    "TIFF of two pages": saved(CHELSEA, "TIFF", save_all=True, append_images=[CHELSEA.rotate(90)]),
+    "black and white PNG": saved(BLACK_AND_WHITE, "PNG"),
+    "CMYK JPEG": saved(CHELSEA.convert("CMYK"), "JPEG", quality=95),
+    "progressive JPEG": saved(CHELSEA, "JPEG", progressive=True),
+    "PNG with a palette": saved(CHELSEA.convert("P"), "PNG"),
+    "PNG with transparency": saved(CHELSEA.convert("RGBA"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_kinds_give_the_pixels_that_pillow_reads(name: str) -> None:
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(VARIANTS[name]))).convert("RGB"))
+    made = stage("image(mode=none, scale=1)", (None, None, None, 3)).run({"image": column(VARIANTS[name])})
+    assert not made.failed
+    np.testing.assert_array_equal(made.arrays["x"][0], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_of_16_bits_the_upper_ones_count(kind: str) -> None:
+    grey = np.asarray(CHELSEA.convert("L"))
+    file = saved(Image.fromarray(grey.astype(np.uint16) * 257), kind)
+    made = stage("image(mode=none, scale=1)", (None, None, None, 1)).run({"image": column(file)})
+    np.testing.assert_array_equal(made.arrays["x"][0, ..., 0], grey)
+
+
+@pytest.mark.parametrize("name", ["lossless WebP with EXIF", "black and white TIFF"])
+def test_a_file_cut_anywhere_is_told(imagenet: ImageStage, name: str) -> None:
+    file = VARIANTS[name]
+    for size in (*range(8, 60, 3), len(file) // 2):
+        assert list(imagenet.run({"image": column(file[:size], JPEG)}).failed) == [0]
+
+
 def test_the_camera_s_rotation_is_applied(imagenet: ImageStage) -> None:
     picture, exif = Image.open(io.BytesIO(FILES["coffee"])), Image.Exif()
     exif[274] = 6  # turn by 90 degrees
@@ -211,18 +284,6 @@ def test_the_camera_s_rotation_is_applied(imagenet: ImageStage) -> None:
     turned = np.rot90(pixels(file.getvalue()), -1)
     made = imagenet.run({"image": column(file.getvalue())}).arrays["x"][0]
     assert np.abs(made - normal(cropped(turned, 256, 224))).max() <= 1.01 / 255 / STD.min()
-
-
-def bomb() -> bytes:
-    """A PNG of 20000 x 20000 black pixels in 60 kB."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    packer, rows = zlib.compressobj(9), bytes(20001 * 100)
-    content = b"".join(packer.compress(rows) for _ in range(200)) + packer.flush()
-    head = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 JPEG = FILES["astronaut"]
@@ -234,7 +295,7 @@ BAD = {
     "100 bytes of a JPEG": (JPEG[:100], "a damaged JPEG"),
     "half a PNG": (FILES["coffee"][:20000], "a damaged PNG"),
     "20 bytes of a PNG": (FILES["coffee"][:20], "a damaged PNG"),
-    "bomb": (bomb(), "20000 x 20000 pixels"),
+    "bomb": (bomb(20000), "20000 x 20000 pixels"),
 }
 
 
@@ -304,6 +365,13 @@ def test_an_image_smaller_than_the_crop_fails_alone() -> None:
         ("image", OPEN, "FP32", "does not say a size"),
         ("image(mode=fit)", OPEN, "FP32", "fit=.LONGEST_SIDE"),
         ("image(interpolation=cubic)", NCHW, "FP32", "nearest, bilinear, bicubic, lanczos"),
+        ("image(mode=crop, crop=none)", NCHW, "FP32", "crop=none: it has no effect with mode=crop"),
+        ("image(mode=stretch, crop=center)", NCHW, "FP32", "crop=center: it has no effect with mode=stretch"),
+        ("image(mode=stretch, resize=256)", NCHW, "FP32", "resize=256: it has no effect with mode=stretch"),
+        ("imagenet(fill=114)", NCHW, "FP32", "fill=114: it has no effect with mode=crop"),
+        ("image(224, mode=none)", OPEN, "FP32", "size=224: it has no effect with mode=none"),
+        ("image(mode=crop, fit=(960, 32))", NCHW, "FP32", "fit=.960, 32.: it has no effect with mode=crop"),
+        ("image(mode=none, antialias=false)", OPEN, "FP32", "antialias=false: it has no effect with mode=none"),
         ("image(max_pixels=many)", NCHW, "FP32", "max_pixels must be a whole number"),
     ],
 )

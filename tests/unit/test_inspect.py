@@ -50,6 +50,26 @@ def test_a_checkpoint_with_an_empty_prefix_is_found_in_its_folder(tmp_path):
     assert any("is fed false" in note for note in shown["notes"])
 
 
+def test_of_a_dali_pipeline_types_are_told_that_it_says_and_no_others(tmp_path):
+    (tmp_path / "dali.py").write_text(
+        "from nvidia.dali import fn, pipeline_def, types\n"
+        "from nvidia.dali.plugin.triton import autoserialize\n\n"
+        "@autoserialize\n"
+        "@pipeline_def(batch_size=1, num_threads=1, device_id=None,\n"
+        "    output_dtype=[types.INT32, None], output_ndim=[3, 2])\n"
+        "def two():\n"
+        '    image = fn.decoders.image(fn.external_source(name="files", dtype=types.UINT8, ndim=1))\n'
+        '    return fn.cast(image, dtype=types.INT32, name="numbers"), fn.reshape(image, shape=[-1, 3], name="rows")\n'
+    )
+    shown = printed(tmp_path, "inspect", tmp_path)
+    assert [(row["dtype"], row["shape"]) for row in (*shown["inputs"], *shown["outputs"])] == [
+        ("UINT8", ["batch", -1]),
+        ("INT32", ["batch", -1, -1, -1]),
+        (None, ["batch", -1, -1]),
+    ]
+    assert "output:  rows  unknown  ['batch', -1, -1]  rows" in command(tmp_path, "inspect", tmp_path).stdout
+
+
 def test_without_json_it_is_lines_that_grep_finds(tmp_path):
     done = command(tmp_path, "inspect", real_models.path("basic-pitch", "saved_models/icassp_2022/nmp.onnx"))
     assert done.returncode == 0

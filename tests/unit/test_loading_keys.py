@@ -144,6 +144,11 @@ SETTINGS: dict[str, tuple[dict[str, str], set[str]]] = {
             "contexts": "1",
             "cuda_graph": "0",
             "tf32": "1",
+            # The key of the model in that precision has these, and the engine's key has that one's digest.
+            "precision": "fp16",
+            "exclude": "Resize,head_*",
+            "calibration": "photographs",
+            "calibration_method": "entropy",
             "prefer_nhwc": "0",
             "cudnn_conv_algo_search": "HEURISTIC",
             "gpu_mem_limit": "1GB",

@@ -58,10 +58,11 @@ def test_it_may_use_what_its_file_has_beside_it(made):
         ("return scores.max(1), [['a']]", '"best" is float32, and declared as INT64'),
         ("return scores.argmax(1), ['a', 'b']", r'"name" has the shape \[2\], and is declared as \[-1, 1\]'),
         ("return [[1], [1, 2]], [['a']]", '"best" is no array'),
+        ("raise SystemExit(2)", r"SystemExit: 2 \(best.py:5\)"),
         ("return 1 / 0", r"ZeroDivisionError: division by zero \(best.py:5\)"),
     ],
 )
-def test_an_answer_that_is_not_as_declared_is_told(made, answer, why):
+def test_an_answer_that_is_not_as_declared_or_none_is_told(made, answer, why):
     with pytest.raises(EngineError, match=why):
         made(best(answer)).run(SCORES)
 

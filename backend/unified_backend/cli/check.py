@@ -23,7 +23,7 @@ from unified_backend.gpus import gpu_of
 from unified_backend.loading import Loaded
 from unified_backend.models import describe, load
 from unified_backend.pbtxt import gives_max_batch_size, to_pbtxt
-from unified_backend.repository import our_config, version_folder
+from unified_backend.repository import ensemble_steps, our_config, version_folder
 from unified_backend.serving.executor import Plan
 from unified_backend.serving.warmup import warm_up
 
@@ -39,6 +39,8 @@ def check(
 ) -> None:
     """Load a model as the server would, and say what was found, chosen and completed.
 
+    Of a Triton ensemble, which Triton itself runs, say whether the models of its steps are there.
+
     Exits with 0 if the model loads, 1 if it does not, 2 if there is nothing to load, or if a variable of the
     environment cannot be used.
 
@@ -51,7 +53,8 @@ def check(
     try:
         model_dir = model_dir.absolute()
         label, folder = version_folder(model_dir, version)
-        result = _result(label, folder, our_config(label, model_dir))
+        steps = ensemble_steps(label, model_dir)
+        result = {} if steps else _result(label, folder, our_config(label, model_dir))
     except UnifiedError as error:
         if not as_json:
             raise
@@ -59,7 +62,9 @@ def check(
             json.dumps({"loads": False, "error": {"what": error.what, "why": error.why, "do": error.do}}, indent=2)
         )
         raise typer.Exit(error.exit_code) from None
-    if as_json:
+    if steps:
+        _print_ensemble(label, steps, as_json)
+    elif as_json:
         typer.echo(json.dumps({"loads": True, **result}, indent=2))
     else:
         _print(result)
@@ -93,6 +98,17 @@ def _facts(loaded: Loaded, plan: Plan, folder: Path) -> dict[str, Any]:
         "seconds": report.seconds,
         "config": to_pbtxt(described.config),
     }
+
+
+def _print_ensemble(label: str, steps: Mapping[str, str], as_json: bool) -> None:
+    """What is known of an ensemble: whether it loads, its models decide."""
+    if as_json:
+        typer.echo(json.dumps({"loads": None, "model": label, "platform": "ensemble", "steps": steps}, indent=2))
+        return
+    typer.echo(f"model: {label}\nplatform: ensemble, which Triton itself runs")
+    for name, backend in steps.items():
+        typer.echo(f"step: {name} (backend {backend})")
+    typer.echo("\nits models are there; whether they load, a check of each tells")
 
 
 def _print(result: Mapping[str, Any]) -> None:

@@ -78,8 +78,8 @@ def _result(path: Path, settings: Settings) -> dict[str, Any]:
     return {
         "format": found.format,
         "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in found.files},
-        "inputs": [_row(spec, described.inner) for spec in described.inputs],
-        "outputs": [_row(spec, described.inner) for spec in described.outputs] or _named_outputs(described.facts),
+        "inputs": [_row(spec, described) for spec in described.inputs],
+        "outputs": [_row(spec, described) for spec in described.outputs] or _named_outputs(described.facts),
         "notes": [*described.notes, *unread],
         "facts": described.facts,
     }
@@ -118,9 +118,10 @@ def _named_outputs(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "dtype": None, "shape": None, "tensor": name} for name in names]
 
 
-def _row(spec: TensorSpec, inner: Mapping[str, str]) -> dict[str, Any]:
+def _row(spec: TensorSpec, described: Description) -> dict[str, Any]:
     shape = None if spec.shape is None else [-1 if _open(size) else size for size in spec.shape]
-    return {"name": spec.name, "dtype": spec.dtype, "shape": shape, "tensor": inner.get(spec.name, spec.name)}
+    dtype = None if spec.name in described.untyped else spec.dtype
+    return {"name": spec.name, "dtype": dtype, "shape": shape, "tensor": described.inner.get(spec.name, spec.name)}
 
 
 def _open(size: int | str | None) -> bool:
@@ -147,9 +148,9 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> Sequence[str]:
-    if row["dtype"] is None:
+    if row["dtype"] is None and row["shape"] is None:
         return row["name"], "unknown", "unknown", row["tensor"]
-    return row["name"], row["dtype"], _shape(row), row["tensor"]
+    return row["name"], row["dtype"] or "unknown", _shape(row), row["tensor"]
 
 
 def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:

@@ -35,6 +35,9 @@ class Canonical:
         built: that engine, where it was built to see it; of a source that is not ONNX.
         fixed: dimensions that the model leaves open and the config fixes: input name -> axis -> size.
         max_batch_size: as the completed config has it; 0 for tensors without a batch dimension.
+        precision: that the model was lowered to; None as it came.
+        judge: an ONNX file that computes the same, for the engine that others are compared with, where that one has no
+            kernels for `path`.
     """
 
     label: str
@@ -50,6 +53,8 @@ class Canonical:
     built: Built | None = None
     fixed: Mapping[str, Mapping[int, int]] = dataclasses.field(default_factory=dict)
     max_batch_size: int = 0
+    precision: str | None = None
+    judge: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from unified_backend.formats.dali import rows_of, spec_of
 from unified_backend.formats.dali_file import Port, ports
 from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
-from unified_backend.stages.dali_pipeline import PipelineStage, pipeline_bytes
+from unified_backend.stages.dali_definition import pipeline_bytes
+from unified_backend.stages.dali_pipeline import PipelineStage
 from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.staged import of_sample
 from unified_backend.tensors import Array, Signature, TensorSpec

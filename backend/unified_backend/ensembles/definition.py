@@ -181,15 +181,17 @@ def _require_names_apart(definition: Definition) -> None:
     seen: dict[tuple[bool, str], Step] = {}
     for step in definition.steps:
         other = seen.setdefault((step.stage is None, step.name), step)
-        if other is not step and (other.stage, other.source, other.parameters) != (
-            step.stage,
-            step.source,
-            step.parameters,
-        ):
+        differing = [
+            what for what in ("stage", "source", "parameters", "files") if getattr(other, what) != getattr(step, what)
+        ]
+        if differing:
+            one = {"source": "from"}.get(differing[0], differing[0])
             raise ConfigError(
-                f"{step.where}: {step} has the name of {other}",
-                "each becomes a model of that name, and they are not the same",
-                "Name one of them otherwise",
+                f"{step.where}: {step} has the name of {other}, and another {one}",
+                "each becomes a model of that name, with what the pipeline gives it",
+                "Give its file another name"
+                if step.stage
+                else f"Name it otherwise: `model: {step.name}_2`, with the same `from`",
             )
 
 

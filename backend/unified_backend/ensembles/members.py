@@ -17,7 +17,8 @@ from unified_backend.errors import ConfigError, UnifiedError
 from unified_backend.loading import describe
 from unified_backend.pbtxt import gives_max_batch_size, read_pbtxt, to_pbtxt
 from unified_backend.repository import completed_by_core, our_config, version_folder, versions
-from unified_backend.stages.python_function import PythonStage
+from unified_backend.stages.dali_pipeline import PipelineStage
+from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.user_code import user_stage
 from unified_backend.tensors import Signature, TensorSpec, data_type
 
@@ -34,12 +35,21 @@ def wired(definition: Definition, repository: Path | None, cache: Cache) -> Wire
         ConfigError: a part is missing, or does not fit; says where.
         UnifiedError: a model cannot be loaded.
     """
-    signatures, batched = [], []
+    without_gpu_decoders()  # the stages are asked, and not served
+    signatures, sized, batched = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for step in definition.steps:
-            signature, batch = _of_step(step, definition, repository, Path(folder), cache)
+            with _located(step):
+                if step.stage:
+                    signature, likely, batch = *_of_stage(step.stage, definition.name), False
+                else:
+                    signature, batch = _of_model_step(step, definition, repository, Path(folder), cache)
+                    likely = signature
             signatures.append(signature)
+            sized.append(likely)
             batched.append(batch)
+    # Sizes that made-up samples tell are held against what follows, and promised to nobody.
+    wire(definition, sized, batched)
     return wire(definition, signatures, batched)
 
 
@@ -82,33 +92,38 @@ def brought(step: Step, definition: Definition, folder: Path, max_batch_size: in
     return target
 
 
-def _of_step(
+def _of_model_step(
     step: Step, definition: Definition, repository: Path | None, folder: Path, cache: Cache
 ) -> tuple[Signature, bool]:
-    """The signature of a step, and whether it is a model with a batch dimension."""
-    with _located(step):
-        if step.stage:
-            return _of_stage(step.stage, definition.name), False
-        if step.source:
-            model = folder / step.name
-            return _of_model(model if model.exists() else brought(step, definition, folder), cache)
-        model = (repository or Path()) / step.name
-        if repository is None or not model.is_dir():
-            raise ConfigError(
-                f"{definition.name}: there is no model {step.name}",
-                f"{repository} has none of that name" if repository else "no repository is given",
-                "Put it there, or bring it with `from`",
-            )
-        return _of_model(model, cache)
+    """The signature of a model, and whether it has a batch dimension."""
+    if step.source:
+        model = folder / step.name
+        return _of_model(model if model.exists() else brought(step, definition, folder), cache)
+    model = (repository or Path()) / step.name
+    if repository is None or not model.is_dir():
+        raise ConfigError(
+            f"{definition.name}: there is no model {step.name}",
+            f"{repository} has none of that name" if repository else "no repository is given",
+            "Put it there, or bring it with `from`",
+        )
+    return _of_model(model, cache)
 
 
-def _of_stage(path: Path, label: str) -> Signature:
-    """What a stage takes and gives; one on DALI is called once a sample, as all are."""
+def _of_stage(path: Path, label: str) -> tuple[Signature, Signature]:
+    """What a stage takes and gives, and that with the sizes that made-up samples tell.
+
+    One on DALI is called once a sample, as all are.
+    """
     stage = user_stage(path, 1, 1, None, label)
-    stage.close()
-    if isinstance(stage, PythonStage):
-        return stage.signature
-    return Signature(_of_a_sample(stage.signature.inputs), _of_a_sample(stage.signature.outputs))
+    try:
+        if not isinstance(stage, PipelineStage):
+            return stage.signature, stage.signature
+        inputs = _of_a_sample(stage.signature.inputs)
+        sides = (stage.signature.outputs, stage.sized_outputs())
+        one, other = (Signature(inputs, _of_a_sample(outputs)) for outputs in sides)
+        return one, other
+    finally:
+        stage.close()
 
 
 def _of_a_sample(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

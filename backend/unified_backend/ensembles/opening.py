@@ -24,6 +24,7 @@ from unified_backend.repository import our_config, parameters_of, version_folder
 from unified_backend.settings import read_settings
 from unified_backend.stages import Stage
 from unified_backend.stages.around import alone
+from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.staged import StagedRunner
 from unified_backend.stages.user_code import user_stage
 
@@ -70,6 +71,8 @@ def load_pipeline(described: Described, cache: Cache) -> Loaded:
     pipeline = read_compiled(folder, label)
     threads = threads_of(described.settings, described.config)
     size = max(pipeline.max_batch_size, 1)
+    if described.settings.gpu is None:
+        without_gpu_decoders()
     stages: dict[int, Stage] = {}
     loaded: dict[int, Member] = {}
     names: dict[str, Member] = {}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import filecmp
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unified_backend.ensembles.definition import Definition, Step
 from unified_backend.ensembles.members import brought
+from unified_backend.ensembles.placing import placed
 from unified_backend.ensembles.wiring import Wired
-from unified_backend.errors import ConfigError, Refused
+from unified_backend.errors import ConfigError
 from unified_backend.formats.pipeline import (
     MODELS,
     STAGES,
@@ -23,6 +22,7 @@ from unified_backend.formats.pipeline import (
     write_compiled,
 )
 from unified_backend.pbtxt import read_pbtxt, to_pbtxt
+from unified_backend.repository import backend_of
 
 __all__ = ["write_ensemble", "write_fused"]
 
@@ -37,8 +37,8 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
         the model directories written.
 
     Raises:
-        ConfigError: a model that the pipeline does not bring.
-        Refused: there is something of that name.
+        ConfigError: a model that the pipeline does not bring, or one of another backend.
+        Refused: there is something of that name, or another pipeline uses it.
     """
     definition = wired.definition
     for step in definition.steps:
@@ -47,6 +47,12 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
                 f"{step.where}: {step} is a model of the repository",
                 "a fused pipeline carries its models with it",
                 "Name its directory with `from`, or build the ensemble",
+            )
+        if step.source and (backend := backend_of(step.source)) not in ("unified", "not named"):
+            raise ConfigError(
+                f"{step.where}: {step} is a model of the backend {backend}",
+                "a fused pipeline runs its models in this one",
+                "Build the ensemble, which runs models of any backend",
             )
 
     def write(folder: Path) -> None:
@@ -62,7 +68,7 @@ def write_fused(wired: Wired, repository: Path, replace: bool) -> list[Path]:
         config = {"backend": "unified", "max_batch_size": definition.max_batch_size}
         _write_config(folder / definition.name, config, definition)
 
-    return _placed(write, repository, replace)
+    return placed(write, definition, repository, replace)
 
 
 def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
@@ -76,7 +82,7 @@ def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
 
     Raises:
         ConfigError: a model takes fewer rows at once than the pipeline gives, or padded items reach the client.
-        Refused: there is something of one of these names.
+        Refused: there is something of one of these names, or another pipeline uses it and would get another model.
     """
     definition = wired.definition
     _require_items_through_stages(wired)
@@ -87,50 +93,23 @@ def write_ensemble(wired: Wired, repository: Path, replace: bool) -> list[Path]:
             "Name one of them otherwise",
         )
 
+    most: dict[str, int] = {}
+    for step, level in zip(definition.steps, wired.levels, strict=True):
+        rows = definition.max_batch_size if level is None else definition.max_items
+        most[step.name] = max(rows, most.get(step.name, 0))
+
     def write(folder: Path) -> None:
-        for step, level in zip(definition.steps, wired.levels, strict=True):
-            rows = definition.max_batch_size if level is None else definition.max_items
+        for step in definition.steps:
             if step.stage:
                 _write_stage(wired, step, folder)
             elif step.source and not (folder / step.name).exists():
-                brought(step, definition, folder, rows if wired.batched[step.index] else None)
+                brought(step, definition, folder, most[step.name] if wired.batched[step.index] else None)
             elif not step.source:
-                _require_rows(wired, step, repository / step.name, rows)
+                _require_rows(wired, step, repository / step.name, most[step.name])
         (folder / definition.name / "1").mkdir(parents=True)
         _write_config(folder / definition.name, _ensemble(wired), definition)
 
-    return _placed(write, repository, replace)
-
-
-def _placed(write: Callable[[Path], None], repository: Path, replace: bool) -> list[Path]:
-    """Write model directories aside, and move them into the repository when all are there."""
-    repository.mkdir(parents=True, exist_ok=True)
-    # Beside the repository, and not in it: what lies there is taken for a model.
-    with tempfile.TemporaryDirectory(dir=repository.resolve().parent, prefix=".unified-") as aside:
-        write(Path(aside))
-        names = sorted(path.name for path in Path(aside).iterdir())
-        # A model that another pipeline brought likewise is shared.
-        names = [name for name in names if not _equal(Path(aside) / name, repository / name)]
-        there = [name for name in names if (repository / name).exists()]
-        if there and not replace:
-            raise Refused(
-                f"{repository} has {', '.join(there)} already",
-                "nothing was written",
-                "Give --replace, or name another repository",
-            )
-        for name in names:
-            if name in there:
-                shutil.rmtree(repository / name)
-            shutil.move(Path(aside) / name, repository / name)
-    return [repository / name for name in names]
-
-
-def _equal(one: Path, other: Path) -> bool:
-    """Whether two folders have the same files."""
-    files = [{path.relative_to(top): path for path in top.rglob("*") if path.is_file()} for top in (one, other)]
-    if not other.is_dir() or files[0].keys() != files[1].keys():
-        return False
-    return all(filecmp.cmp(path, files[1][name], shallow=False) for name, path in files[0].items())
+    return placed(write, definition, repository, replace)
 
 
 def _compiled(wired: Wired) -> Compiled:
@@ -152,8 +131,6 @@ def _compiled(wired: Wired) -> Compiled:
                 f"{STAGES}/{step.stage.name}" if step.stage else f"{MODELS}/{step.name}",
                 step.inputs,
                 step.outputs,
-                wired.levels[step.index],
-                wired.batched[step.index],
             )
             for step in definition.steps
         ),
@@ -195,8 +172,6 @@ def _write_stage(wired: Wired, step: Step, folder: Path) -> None:
                 f"{STAGES}/{step.stage.name}",
                 {own: own for own in step.inputs},
                 {own: own for own in step.outputs},
-                None,
-                False,
             ),
         ),
         counts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from unified_backend.formats import elsewhere, torch_pickle
+from unified_backend.formats import dali, elsewhere, torch_pickle
 from unified_backend.formats.mxnet_params import MAGIC
 
 __all__ = ["appearance"]
@@ -47,7 +47,7 @@ def appearance(path: Path) -> str:
         return f"the index {_CHECKPOINT}"
     if _SHARD.search(path.name):
         return f"weights {_CHECKPOINT}"
-    if found := elsewhere.words(path):
+    if found := elsewhere.words(path) or dali.words(path):
         return found
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -12,11 +13,29 @@ from unified_backend.formats.description import Description, renamed
 from unified_backend.settings import Settings
 from unified_backend.tensors import ROWS, TensorSpec
 
-__all__ = ["BATCH", "Dali", "rows_of", "spec_of", "split"]
+__all__ = ["BATCH", "Dali", "rows_of", "spec_of", "split", "words"]
 
 BATCH = "batch"  # a pipeline computes each sample by itself: every first dimension is the same one
 _HEAD = 1 << 16
 _DECORATED = re.compile(rb"^@(?:\w+\.)*autoserialize\b", re.MULTILINE)
+
+
+def words(path: Path) -> str | None:
+    """Why a Python file that is meant to define a pipeline is none that is served; None if it is meant otherwise."""
+    if path.suffix != ".py":
+        return None
+    text = path.read_bytes()
+    if path.name != "dali.py" and b"nvidia.dali" not in text:
+        return None
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two of nesting without end
+        return f"Python that does not parse: {str(error) or type(error).__name__}"
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    found = [one.name for one in functions if any("pipeline_def" in ast.unparse(each) for each in one.decorator_list)]
+    if found:
+        return f"the DALI pipeline {', '.join(found)} without `@autoserialize` above its `@pipeline_def`"
+    return "Python without a function under `@autoserialize` and `@pipeline_def`, which DALI's pipelines are"
 
 
 class Dali:
@@ -57,7 +76,9 @@ class Dali:
                 f"{label}: {path.name} has no input", "it has no external source", "Read files by fn.external_source"
             )
         files = tuple(port.name for port in inputs if (port.dtype, port.rank) == ("UINT8", 1))
-        described = Description(tuple(map(spec_of, inputs)), tuple(map(spec_of, outputs)), files=files, positional=True)
+        untyped = tuple(port.name for port in outputs if port.dtype is None)
+        specs = (tuple(map(spec_of, inputs)), tuple(map(spec_of, outputs)))
+        described = Description(*specs, files=files, positional=True, untyped=untyped)
         return renamed(described, settings.names, label)
 
 
@@ -65,7 +86,7 @@ def _serialised(path: Path, settings: Settings, label: str) -> bytes:
     if path.suffix != ".py":
         return path.read_bytes()
     from unified_backend.stages.dali import require_dali
-    from unified_backend.stages.dali_pipeline import pipeline_bytes
+    from unified_backend.stages.dali_definition import pipeline_bytes
 
     require_dali(label, path.name)
     return pipeline_bytes(path, 1, 1, settings.gpu, label, "_is_autoserialize")

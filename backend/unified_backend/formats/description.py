@@ -31,6 +31,7 @@ class Description:
         numbered: inputs and outputs may be called `NAME__0`, by their numbers, in a config.
         files: inputs of encoded files as bytes that end in zeros, which a config may make TYPE_STRING.
         positional: outputs may have any names in a config, and are taken in their order.
+        untyped: inputs and outputs whose type the file does not tell.
         likely: shapes as far as the file tells them, of inputs that have none: for the lines that a user is shown.
     """
 
@@ -44,6 +45,7 @@ class Description:
     numbered: bool = False
     files: tuple[str, ...] = ()
     positional: bool = False
+    untyped: tuple[str, ...] = ()
     likely: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -127,6 +129,7 @@ def renamed(description: Description, names: tuple[tuple[str, str], ...], label:
         # What had no other name in the graph has one now.
         inner={new.get(name, name): tensor for name, tensor in ({**own, **description.inner}).items()},
         unstated=tuple(new.get(name, name) for name in description.unstated),
+        untyped=tuple(new.get(name, name) for name in description.untyped),
         likely={new.get(name, name): shape for name, shape in description.likely.items()},
         job={**description.job, **({"names": {**description.job.get("names", {}), **unknown}} if unknown else {})},
     )

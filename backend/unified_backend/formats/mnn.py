@@ -104,7 +104,8 @@ class Mnn:
                 )
         # Until it has run, an output's type and shape are not known.
         outputs = tuple(TensorSpec(name, "FP32", None) for name in net.outputs)
-        return as_asked(Description(net.inputs, outputs, facts=net.facts), settings, label)
+        described = Description(net.inputs, outputs, facts=net.facts, untyped=tuple(net.outputs))
+        return as_asked(described, settings, label)
 
 
 def net_of(path: Path) -> Net:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 FORMAT, FILE, STAGES, MODELS = "pipeline", "pipeline.json", "stages", "models"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,6 @@ class CompiledStep:
     Attributes:
         kind: `stage` or `model`.
         path: of the stage's file or the model's directory, relative to the version folder.
-        items: number of the step whose items its rows are; None for rows of samples, and for stages.
-        batched: it takes several samples or items as one batch.
     """
 
     name: str
@@ -59,8 +57,6 @@ class CompiledStep:
     path: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
-    items: int | None
-    batched: bool
 
     def __str__(self) -> str:
         return self.name

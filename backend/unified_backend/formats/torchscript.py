@@ -68,7 +68,7 @@ class TorchScript:
         unstated = tuple(spec.name for spec in specs if spec.shape is None)
         job = {"method": key, "arguments": given, "stateful": settings.stateful}
         notes = tuple(f"argument {name} is {json.dumps(value)}" for name, value in given.items())
-        described = Description(specs, (), {}, job, facts, notes, unstated, numbered=True)
+        described = Description(specs, (), {}, job, facts, notes, unstated, numbered=True, untyped=unstated)
         return renamed(described, settings.names, label) if unstated else as_asked(described, settings, label)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from unified_backend.engines import Canonical
 from unified_backend.formats.onnx import Onnx, read_model
 from unified_backend.lookups import Lookup
 from unified_backend.stages.expression import Call
-from unified_backend.stages.fragments import RECIPE, LookUp, compose
+from unified_backend.stages.fragments import RECIPE, LookUp, compose, key_fields, read_look_up
 from unified_backend.tensors import Signature
 
 __all__ = ["composed", "key_of_composed"]
@@ -42,11 +41,11 @@ def composed(canonical: Canonical, fragments: Sequence[Call], lookup: Lookup) ->
     model = dataclasses.replace(
         canonical, path=entry.path / "model.onnx", digest=key.digest, signature=signature, inner={}
     )
-    return model, {name: LookUp.from_json(rule) for name, rule in entry.facts["labels"].items()}
+    return model, {name: read_look_up(rule, fragments, canonical.label) for name, rule in entry.facts["labels"].items()}
 
 
 def key_of_composed(canonical: str, fragments: Sequence[Call]) -> Key:
-    """Of the model with the fragments: every byte of the files that they name, and not where these lie.
+    """Of the model with the fragments: every byte of the files that the graph is made of, and not where these lie.
 
     Args:
         canonical: digest of the canonical model's key.
@@ -55,20 +54,7 @@ def key_of_composed(canonical: str, fragments: Sequence[Call]) -> Key:
         "composed",
         {
             "canonical": canonical,
-            "fragments": [
-                {
-                    "name": call.name,
-                    "arguments": [_written(value) for value in call.arguments],
-                    "options": {name: _written(value) for name, value in call.options.items()},
-                }
-                for call in fragments
-            ],
+            "fragments": key_fields(fragments),
             "recipe": RECIPE,
         },
     )
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, Path):
-        return hashlib.sha256(value.read_bytes()).hexdigest()
-    return list(map(_written, value)) if isinstance(value, tuple) else value

@@ -27,7 +27,7 @@ from unified_backend.verification import (
     verify,
 )
 
-__all__ = ["Foreign", "foreign"]
+__all__ = ["Foreign", "foreign", "samples_in"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Foreign:
         fixed: dimensions that the config fixes.
         digests: SHA-256 of the bytes of each of the source's files, in hex.
         samples: the user's sample files, each with the digest of its bytes.
-        composed: fragments are composed onto its graph, which must be ONNX then.
+        as_onnx: its graph is changed (fragments, a precision), and must be ONNX then.
     """
 
     source: Source
@@ -50,7 +50,7 @@ class Foreign:
     fixed: FixedDims
     digests: tuple[str, ...]
     samples: tuple[tuple[Path, str], ...] = ()
-    composed: bool = False
+    as_onnx: bool = False
 
     @property
     def signature(self) -> Signature:
@@ -109,9 +109,13 @@ def foreign(source: Source, samples: Path | None, settings: Settings, around: Ar
             raise
         # What reads a file knows the file's name only.
         raise SourceError(f"{source.label}: {error.what}", error.why, error.do) from None
-    found = tuple((path, memo.digest(path)) for path in sorted(samples.glob("*.npz"))) if samples else ()
+    found = samples_in(samples, memo) if samples else ()
     description = stated(description, settings, around.engine_config(), [path for path, _ in found], source.label)
     fixed = around.fixed(Signature(description.inputs, description.outputs))
-    return Foreign(
-        source, description, settings, fixed, tuple(map(memo.digest, source.files)), found, bool(around.fragments)
-    )
+    as_onnx = bool(around.fragments) or (settings.lowers and settings.precision != "auto")
+    return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found, as_onnx)
+
+
+def samples_in(folder: Path, memo: FileMemo) -> tuple[tuple[Path, str], ...]:
+    """The user's samples, each with the digest of its bytes: the `.npz` files of a folder, which need not be there."""
+    return tuple((path, memo.digest(path)) for path in sorted(folder.glob("*.npz")))

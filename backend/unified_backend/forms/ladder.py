@@ -78,7 +78,7 @@ def ways(foreign: Foreign) -> list[Engine | Toolchain]:
     installed comes last.
     """
     direct = [engine for engine in _takers(foreign) if not engine.unusable(foreign.settings.gpu)]
-    direct = [] if foreign.composed else direct
+    direct = [] if foreign.as_onnx else direct
     toolchain, mode, chosen = toolchain_for(foreign.source.format), toolchain_mode(), foreign.settings.engine
     if toolchain is None or mode == "off" or (chosen != "auto" and "onnx" not in ENGINES[chosen].accepts):
         return [*direct]
@@ -101,8 +101,9 @@ def _obstacle(foreign: Foreign) -> str:
     ]
     takers = [name for name, engine in ENGINES.items() if form in engine.accepts]
     toolchain = toolchain_for(form)
-    if foreign.composed and takers:
-        reasons.append('parameter "postprocess" needs the model as ONNX, and these engines take it as it is')
+    if foreign.as_onnx and takers:
+        changed = "precision" if foreign.settings.lowers else "postprocess"
+        reasons.append(f'parameter "{changed}" needs the model as ONNX, and these engines take it as it is')
     if chosen not in ("auto", *takers) and (toolchain is None or "onnx" not in ENGINES[chosen].accepts):
         reasons.append(f'parameter "engine" is "{chosen}", and {", ".join(takers) or "none"} takes it as it is')
     elif toolchain and toolchain_mode() == "off":

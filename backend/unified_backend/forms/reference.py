@@ -67,7 +67,7 @@ class Reference:
     def runner(self, form: Canonical) -> Runner:
         """The form in the engine that it was judged by."""
         if form.format == "onnx":
-            return self.onnx(form.path)[0]
+            return self.onnx(form.judge or form.path)[0]
         if form.digest not in self._direct:
             threads = Threads(hosts.cores())
             self._direct[form.digest] = ENGINES[form.judged_by].load(form, form.built, self._settings, threads)

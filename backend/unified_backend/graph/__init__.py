@@ -1,1 +1,1 @@
-"""ONNX -> better ONNX: what does not depend on the engine, and what can be said of a graph."""
+"""ONNX graphs into better ones: simplified, in a lower precision, quantised; functions that know no settings."""

@@ -12,33 +12,34 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGE", "MODEL", "save"]
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
+MODEL = "model.onnx"
 _LARGE_TENSOR = 256  # values; smaller ones stay in the model
 # Bytes of weights from which they lie in a file beside the model, long before one protobuf message would not hold them
 # (2^31): what handles the graph then copies less.
 LARGE = 2**27
 
 
-def save(model: onnx.ModelProto, folder: Path, data: Mapping[str, bytes] | None = None) -> None:
+def save(model: onnx.ModelProto, folder: Path, data: Mapping[str, bytes] | None = None, name: str = MODEL) -> None:
     """Write the model and have it checked.
 
     Args:
+        name: of the file.
         data: given, large tensors are written into a file beside the model: the values that are here under a tensor's
             external location, as tf2onnx hands them over, and those in the model.
     """
     import onnx
     from onnx.external_data_helper import set_external_data
 
-    path = folder / MODEL
+    path, beside = folder / name, f"{name}.data"
     if data is not None:
-        with (folder / DATA).open("wb") as file:
+        with (folder / beside).open("wb") as file:
             for tensor in _large(model, data):
                 values = data[tensor.external_data[0].value] if tensor.external_data else _bytes(tensor)
                 offset = file.tell()
                 file.write(values)
                 tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
                 tensor.raw_data = b""
-                set_external_data(tensor, DATA, offset=offset, length=len(values))
+                set_external_data(tensor, beside, offset=offset, length=len(values))
                 tensor.ClearField("raw_data")
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from unified_backend.gpus import Gpu
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.stages import Stage
+from unified_backend.stages.dali_pipeline import PipelineStage
+from unified_backend.stages.decoders import without_gpu_decoders
 from unified_backend.stages.expression import Call
 from unified_backend.stages.parts import Before, Lookup
 from unified_backend.stages.ready import ready_stage
@@ -27,6 +30,18 @@ _FILES = (".py", ".dali")
 
 
 @dataclasses.dataclass(frozen=True)
+class _Probed:
+    """What the stage before the engine was found to be.
+
+    Attributes:
+        feeds: output of the stage -> the engine's input that it becomes.
+    """
+
+    signature: Signature
+    feeds: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Around:
     """What surrounds the engine.
 
@@ -36,6 +51,7 @@ class Around:
         fragments: what is composed onto the graph.
         after: the file with the user's own stage after the engine.
         config: what the user wrote of it.
+        probes: the engine's inputs -> the stage before it.
     """
 
     label: str
@@ -43,6 +59,7 @@ class Around:
     fragments: tuple[Call, ...]
     after: Path | None
     config: Mapping[str, Any]
+    probes: dict[tuple[TensorSpec, ...], _Probed] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def nothing(self) -> bool:
@@ -57,32 +74,29 @@ class Around:
     def fixed(self, signature: Signature) -> FixedDims:
         """Dimensions of the engine's inputs that the config or the stage before it fixes: name -> axis -> size."""
         found = dict(fixed_dims(self.config, signature))
-        if before := self.stage_before(signature):
-            made = {
-                before.feeds[spec.name]: spec for spec in before.stage.signature.outputs if spec.name in before.feeds
-            }
+        if probed := self._probed(signature.inputs):
+            made = {probed.feeds[spec.name]: spec for spec in probed.signature.outputs if spec.name in probed.feeds}
             for spec in signature.inputs:
                 if spec.name in made and spec.shape and made[spec.name].shape:
                     sizes = zip(spec.shape, made[spec.name].shape or (), strict=True)
-                    open_axes = {
+                    found[spec.name] = {
                         axis: size
                         for axis, (mine, size) in enumerate(sizes)
                         if axis and isinstance(size, int) and not isinstance(mine, int)
                     }
-                    found[spec.name] = open_axes
-            before.stage.close()
         return {name: axes for name, axes in found.items() if axes}
 
     def signature(self, engine: Signature, lookups: Mapping[str, Lookup]) -> Signature:
         """What requests bring and get."""
         inputs, outputs = engine.inputs, engine.outputs
         extras: tuple[TensorSpec, ...] = ()
-        if before := self.stage_before(engine):
-            rest = [spec for spec in inputs if spec.name not in before.feeds.values()]
-            inputs = (*before.stage.signature.inputs, *rest)
-            extras = tuple(spec for spec in before.stage.signature.outputs if spec.name not in before.feeds)
-            before.stage.close()
-            if twice := {spec.name for spec in before.stage.signature.inputs} & {spec.name for spec in rest}:
+        if probed := self._probed(inputs):
+            rest = [spec for spec in inputs if spec.name not in probed.feeds.values()]
+            rows = next((spec.shape[0] for spec in inputs if spec.name in probed.feeds.values() and spec.shape), None)
+            inputs = (*_of_rows(probed.signature.inputs, rows), *rest)
+            extras = tuple(spec for spec in probed.signature.outputs if spec.name not in probed.feeds)
+            extras = _of_rows(extras, rows)
+            if twice := {spec.name for spec in probed.signature.inputs} & {spec.name for spec in rest}:
                 raise ConfigError(
                     f"{self.label}: two inputs are called {', '.join(twice)}",
                     "the stage before the engine takes one, and the model has another",
@@ -114,6 +128,12 @@ class Around:
         after = self._stage_after(runner.signature) if self.after else None
         return StagedRunner(runner, signature, max_batch_size > 0, before, lookups, after)
 
+    def digest_before(self) -> str | None:
+        """Of what the stage before the engine does: its call, or its file's bytes."""
+        if isinstance(self.before, Path):
+            return hashlib.sha256(self.before.read_bytes()).hexdigest()
+        return str(self.before) if self.before else None
+
     def stage_before(
         self, engine: Signature, max_batch_size: int = 1, threads: int = 1, gpu: Gpu | None = None
     ) -> Before | None:
@@ -122,13 +142,35 @@ class Around:
         Raises:
             ConfigError: it does not fit the engine, or its code cannot be used.
         """
+        if (probed := self._probed(engine.inputs)) is None:
+            return None
+        return Before(self._stage_before(engine.inputs, max_batch_size, threads, gpu)[0], probed.feeds)
+
+    def _probed(self, inputs: tuple[TensorSpec, ...]) -> _Probed | None:
+        """What the stage before an engine with these inputs takes and makes; it is built once to be asked.
+
+        Raises:
+            ConfigError: it does not fit the engine, or its code cannot be used.
+        """
         if self.before is None:
             return None
+        if inputs not in self.probes:
+            stage, target = self._stage_before(inputs, 1, 1, None)
+            try:
+                feeds = {target: target} if target else _matched(stage, inputs, self.label, Path(str(self.before)).name)
+            finally:
+                stage.close()
+            self.probes[inputs] = _Probed(stage.signature, feeds)
+        return self.probes[inputs]
+
+    def _stage_before(
+        self, inputs: tuple[TensorSpec, ...], max_batch_size: int, threads: int, gpu: Gpu | None
+    ) -> tuple[Stage, str | None]:
+        """The stage before the engine; of a ready-made one the input that it makes too."""
+        assert self.before
         if isinstance(self.before, Path):
-            stage = user_stage(self.before, max_batch_size, threads, gpu, self.label)
-            return Before(stage, _matched(stage, engine.inputs, self.label, self.before.name))
-        stage, target = ready_stage(self.before, engine.inputs, self.config, max_batch_size, threads, gpu, self.label)
-        return Before(stage, {target: target})
+            return user_stage(self.before, max_batch_size, threads, gpu, self.label), None
+        return ready_stage(self.before, inputs, self.config, max_batch_size, threads, gpu, self.label)
 
     def _stage_after(self, engine: Signature) -> Stage:
         assert self.after
@@ -168,6 +210,8 @@ def surroundings(label: str, folder: Path, settings: Settings, config: Mapping[s
                 "what is composed onto the graph comes before what runs after it",
                 "Write the file last",
             )
+    if settings.gpu is None and (before or after):
+        without_gpu_decoders()  # and not where a stage is built for the CPU to be asked, and for the GPU to be served
     return Around(label, before, tuple(call.with_files((folder, folder.parent)) for call in calls), after, config)
 
 
@@ -191,21 +235,40 @@ def _beside(folder: Path, name: str) -> Path | None:
     return next((folder / f"{name}{suffix}" for suffix in _FILES if (folder / f"{name}{suffix}").is_file()), None)
 
 
+def _of_rows(specs: Sequence[TensorSpec], rows: int | str | None) -> tuple[TensorSpec, ...]:
+    """A stage's tensors where the engine takes a fixed number of rows: as many go in as come out."""
+    return tuple(
+        dataclasses.replace(spec, shape=(rows, *spec.shape[1:]))
+        if isinstance(rows, int) and spec.shape and spec.shape[0] is None
+        else spec
+        for spec in specs
+    )
+
+
 def _matched(stage: Stage, inputs: Sequence[TensorSpec], label: str, file: str) -> dict[str, str]:
-    """Outputs of the user's stage -> the engine's inputs: by their names, else by their places.
+    """Outputs of the user's stage -> the engine's inputs: by their names, or by their places if none is named so.
 
     Raises:
-        ConfigError: it has more outputs than the engine has inputs, or one of another type or rank.
+        ConfigError: it has more outputs than the engine has inputs, one of another type, rank or size, or one of a name
+            that the engine has not got beside others that it has.
     """
     made, wanted = stage.signature.outputs, {spec.name: spec for spec in inputs}
-    by_name = all(spec.name in wanted for spec in made)
+    if isinstance(stage, PipelineStage) and any(isinstance(size, int) for spec in inputs for size in spec.shape or ()):
+        made = stage.sized_outputs()
+    unknown = [spec.name for spec in made if spec.name not in wanted]
     if len(made) > len(inputs):
         raise ConfigError(
             f"{label}: {file} gives {len(made)} outputs",
             f"the model has {len(inputs)} inputs: {', '.join(wanted)}",
             "Return one output for each input that it makes",
         )
-    targets = {spec.name: spec.name if by_name else own.name for spec, own in zip(made, inputs, strict=False)}
+    if unknown and len(unknown) < len(made):
+        raise ConfigError(
+            f'{label}: {file} gives "{unknown[0]}"',
+            f"the model has no such input, and has others that the file gives: {', '.join(wanted)}",
+            "Correct the name there",
+        )
+    targets = {spec.name: own.name if unknown else spec.name for spec, own in zip(made, inputs, strict=False)}
     for spec in made:
         _require_fitting(spec, wanted[targets[spec.name]], label, file, "takes")
     return targets
@@ -226,10 +289,21 @@ def _matched_all(stage: Stage, outputs: Sequence[TensorSpec], label: str, file: 
 
 
 def _require_fitting(spec: TensorSpec, own: TensorSpec, label: str, file: str, verb: str) -> None:
-    ranks = spec.shape is None or own.shape is None or len(spec.shape) == len(own.shape)
-    if spec.dtype != own.dtype or not ranks:
-        raise ConfigError(
-            f'{label}: {file} has {spec.dtype} {spec.dims} as "{spec.name}"',
-            f'the model {verb} {own.dtype} {own.dims} as "{own.name}"',
-            "Convert it in that file",
-        )
+    """
+    Raises:
+        ConfigError: a tensor of the user's stage is not what the model has in its place.
+    """
+    do = "Convert it in that file"
+    if spec.dtype == own.dtype:
+        if spec.shape is None or own.shape is None:
+            return
+        if len(spec.shape) == len(own.shape):
+            sizes = zip(spec.shape, own.shape, strict=True)
+            if all(one == other or not isinstance(one, int) or not isinstance(other, int) for one, other in sizes):
+                return
+            do = "Correct the size in that file"
+    raise ConfigError(
+        f'{label}: {file} has {spec.dtype} {spec.dims} as "{spec.name}"',
+        f'the model {verb} {own.dtype} {own.dims} as "{own.name}"',
+        do,
+    )

@@ -1,4 +1,4 @@
-"""The stage `audio`: sound files into samples, windows of samples, or mel spectrograms; on the CPU."""
+"""The stage `audio`: sound files into samples or mel spectrograms; on the CPU."""
 
 from __future__ import annotations
 
@@ -14,48 +14,39 @@ from unified_backend.stages.dali import Pipeline, arguments, require_dali
 from unified_backend.stages.expression import Call
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["AudioStage", "audio_stage", "windows"]
+__all__ = ["AudioStage"]
 
 _SEND = "Send a WAV, FLAC or OGG (Vorbis, Opus) file, whole"
 _QUALITY = 50.0  # of DALI's resampling: a sinc filter of 16 lobes, about 80 dB
-
-
-def audio_stage(
-    call: Call, target: TensorSpec, input_name: str, max_batch_size: int, threads: int, label: str
-) -> AudioStage:
-    """The stage that a call of `preprocess` asks for.
-
-    Args:
-        target: the engine's input that it feeds: FP32 [N, samples], [N, samples, 1] or [N, mel, frames].
-        input_name: name of the stage's own input, BYTES [N, 1].
-
-    Raises:
-        ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
-        EngineError: DALI does not build the pipeline.
-    """
-    recipe = read_audio_recipe(call, target, label)
-    require_dali(label, 'the parameter "preprocess" (audio)')
-    return AudioStage(recipe, target, input_name, max_batch_size, threads, label)
 
 
 class AudioStage:
     """A pipeline for one recipe; see `Stage`.
 
     Its outputs are the target, filled up with zeros (of decibels: with the smallest value) to the longest of the batch,
-    and `TARGET_length` (INT64 [N, 1]): how many samples or frames are the sound's. With the option `clip` the target
-    is [N, windows, clip], filled up with windows of zeros, and `TARGET_length` says how many windows each sound has.
+    and `TARGET_length` (INT64 [N, 1]): how many samples or frames are the sound's.
+
+    Args:
+        call: of `preprocess`.
+        target: the engine's input that it feeds: FP32 [N, samples], [N, samples, 1] or [N, mel, frames].
+        input_name: name of the stage's own input, BYTES [N, 1].
     """
 
     def __init__(
-        self, recipe: AudioRecipe, target: TensorSpec, input_name: str, max_batch_size: int, threads: int, label: str
+        self, call: Call, target: TensorSpec, input_name: str, max_batch_size: int, threads: int, label: str
     ) -> None:
+        """
+        Raises:
+            ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
+            EngineError: DALI does not build the pipeline.
+        """
+        recipe = read_audio_recipe(call, target, label)
+        require_dali(label, 'the parameter "preprocess" (audio)')
         self._recipe, self._input, self._name = recipe, input_name, target.name
         self._limit = max(1, max_batch_size)
         length = round(recipe.seconds * recipe.rate) if recipe.seconds else None
         shape: tuple[int | None, ...] = (None, length)
-        if recipe.clip:
-            shape = (None, None, recipe.clip)
-        elif recipe.mel:
+        if recipe.mel:
             shape = (None, recipe.mel, None if length is None else 1 + length // recipe.hop)
         self.signature = Signature(
             (TensorSpec(input_name, "BYTES", (None, 1)),),
@@ -115,9 +106,6 @@ class AudioStage:
 
     def _arrays(self, sounds: list[Array], lengths: list[int] | None = None) -> dict[str, Array]:
         recipe = self._recipe
-        if recipe.clip:
-            sounds = [windows(sound, recipe.clip, recipe.overlap) for sound in sounds]
-            lengths = [len(sound) for sound in sounds]
         empty = tuple(
             size or 0 for size in (self.signature.outputs[0].shape or ())[1 : -1 if recipe.trailing else None]
         )
@@ -131,18 +119,6 @@ class AudioStage:
 
     def _refused(self, reason: str) -> RequestError:
         return RequestError(f'input "{self._input}": the sound cannot be used', reason, _SEND)
-
-
-def windows(samples: Array, clip: int, overlap: int) -> Array:
-    """A sound in windows that overlap, [windows, clip]; half of the overlap comes before the first as zeros.
-
-    The windows of basic-pitch (`window_audio_file`) with clip 43844 and overlap 7680.
-    """
-    padded = np.concatenate([np.zeros(overlap // 2, samples.dtype), samples])
-    step = clip - overlap
-    count = max(1, -(-len(padded) // step))
-    padded = np.concatenate([padded, np.zeros((count - 1) * step + clip - len(padded), samples.dtype)])
-    return np.stack([padded[begin * step : begin * step + clip] for begin in range(count)])
 
 
 def _pipeline(recipe: AudioRecipe, max_batch_size: int, threads: int) -> Any:

@@ -26,8 +26,6 @@ class AudioRecipe:
         normalize: each band's triangle has area 1.
         db: 10 log10 of it.
         floor: smallest value before the logarithm.
-        clip: length of windows that the sound is cut into, in samples; None leaves it whole.
-        overlap: samples that neighbouring windows share; half of them come before the first as zeros.
         max_seconds: a longer sound is refused.
         trailing: the model's input has a last dimension of 1.
     """
@@ -42,14 +40,13 @@ class AudioRecipe:
     normalize: bool = True
     db: bool = False
     floor: float = 1e-10
-    clip: int | None = None
-    overlap: int = 0
     max_seconds: float = 600.0
     trailing: bool = False
 
 
 _OPTIONS = tuple(field.name for field in dataclasses.fields(AudioRecipe))[:-1]
-_WHOLE = ("rate", "mel", "n_fft", "window", "hop", "clip")
+_WHOLE = ("rate", "mel", "n_fft", "window", "hop")
+_OF_MEL = ("n_fft", "window", "hop", "formula", "normalize", "db", "floor")
 _NUMBERS = ("seconds", "floor", "max_seconds")
 
 
@@ -95,16 +92,17 @@ def read_audio_recipe(call: Call, target: TensorSpec, label: str) -> AudioRecipe
         values["trailing"] = shape is not None and len(shape) == 3
         if values["trailing"] and shape is not None and shape[2] != 1:
             raise wrong("asks for samples", f'the input "{target.name}" is {target.dims}', "Add mel=BANDS")
-        if isinstance(fixed, int) and "clip" not in values and "seconds" not in values:
+        if isinstance(fixed, int) and "seconds" not in values:
             values["seconds"] = fixed / values.get("rate", AudioRecipe.rate)
     recipe = AudioRecipe(**values)
     if recipe.window > recipe.n_fft:
         raise wrong(f"has the option window={recipe.window}", f"it is larger than n_fft={recipe.n_fft}")
-    if recipe.clip and recipe.mel:
-        raise wrong("has the options clip and mel", "windows are cut out of samples", "Leave one out")
-    if recipe.overlap >= (recipe.clip or 1) and recipe.overlap:
-        raise wrong(f"has the option overlap={recipe.overlap}", "it must be less than clip")
-    length = recipe.clip or (round(recipe.seconds * recipe.rate) if recipe.seconds else None)
+    for name, without, there in (("mel=BANDS", _OF_MEL, recipe.mel), ("db=true", ("floor",), recipe.db)):
+        if not there and (unused := [option for option in without if option in values]):
+            raise wrong(
+                f"has the option {unused[0]}={values[unused[0]]}", f"it has no effect without {name}", f"Add {name}"
+            )
+    length = round(recipe.seconds * recipe.rate) if recipe.seconds else None
     if isinstance(fixed, int) and not recipe.mel and length != fixed:
         raise wrong(f"makes {length} samples", f'the input "{target.name}" is {target.dims}')
     return recipe
@@ -117,8 +115,6 @@ def _problem(name: str, value: Any) -> str | None:
         return None if number and isinstance(value, int) else "a whole number above 0"
     if name in _NUMBERS:
         return None if number else "a number above 0"
-    if name == "overlap":
-        return None if type(value) is int and value >= 0 else "a whole number of 0 or more"
     if name == "formula":
         return None if value in ("slaney", "htk") else "slaney or htk"
     return None if isinstance(value, bool) else "true or false"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,28 @@ import numpy as np
 
 from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import ConfigError, EngineError, RequestError
-from unified_backend.formats.dali_file import Port, is_pipeline, on_cpu, ports
+from unified_backend.formats.dali_file import Port, on_cpu, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
+from unified_backend.stages.containers import readable
 from unified_backend.stages.dali import (
     DeviceRows,
     Pipeline,
     arguments,
-    dali_reason,
     on_device,
     on_host,
     require_dali,
     samples_of,
     too_large,
 )
-from unified_backend.stages.python_function import module_of
+from unified_backend.stages.dali_definition import pipeline_bytes
+from unified_backend.stages.made_up import KINDS, sample
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
-__all__ = ["PipelineStage", "dali_stage", "pipeline_bytes"]
+__all__ = ["PipelineStage", "dali_stage"]
 
 _SOURCE = 'fn.external_source(name="image", dtype=types.UINT8, ndim=1)'
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
-_OPEN = 32  # a size for dimensions that nobody knows, of the samples that a pipeline is tried on
-# 8 x 8 grey pixels as a PNG, and 8 samples of silence at 8 kHz as a WAV: what a source of files is tried on.
-_PICTURE = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGNsaGhgwAaYsIoOWgkAMBcBkGHHl6YAAAAASUVORK5CYII="
-)
-_SOUND = (
-    b"RIFF\x34\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x40\x1f\x00\x00\x80\x3e\x00\x00\x02\x00\x10\x00"
-    b"data\x10\x00\x00\x00" + bytes(16)
-)
 
 
 def dali_stage(path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, label: str) -> PipelineStage:
@@ -56,45 +48,6 @@ def dali_stage(path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, l
     require_dali(label, path.name)
     data = pipeline_bytes(path, max_batch_size, threads, gpu, label)
     return PipelineStage(data, path.name, max_batch_size, threads, gpu, label, files=True)
-
-
-def pipeline_bytes(
-    path: Path, max_batch_size: int, threads: int, gpu: Gpu | None, label: str, mark: str = "_is_pipeline_def"
-) -> bytes:
-    """The pipeline of a file, serialised.
-
-    Args:
-        mark: attribute that DALI's decorator sets.
-
-    Raises:
-        ConfigError: the file does not run, or has not exactly one pipeline.
-    """
-    data = path.read_bytes()
-    if is_pipeline(data):
-        return data
-    module = module_of(path, label)
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if getattr(value, mark, False) and value.__module__ == module.__name__
-    }
-    if len(found) != 1:
-        raise ConfigError(
-            f"{label}: {path.name} has {len(found)} DALI pipelines",
-            f"functions decorated so: {', '.join(found) or 'none'}",
-            "Decorate one function with @pipeline_def",
-        )
-    (name, define), options = found.popitem(), arguments(max_batch_size, threads, gpu)
-    try:
-        return bytes(define(**options).serialize())
-    except Exception as error:
-        line = _line(error, path)
-        reason = dali_reason(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"{label}: {path.name} does not define a pipeline",
-            f"{name}: {type(error).__name__}: {reason}{line}",
-            "Correct that file",
-        ) from error
 
 
 class PipelineStage:
@@ -127,14 +80,14 @@ class PipelineStage:
 
         data = data if gpu else on_cpu(data)
         self._file = file
-        inputs, outputs = _ports(data, file, label)
+        self._inputs, outputs = _ports(data, file, label)
         outputs = tuple(known) or outputs
         self._limit = max(1, max_batch_size)
         options = arguments(max_batch_size, threads, gpu)
         self._pipeline = Pipeline(lambda: dali.Pipeline.deserialize(data, **options), label)
         if any(port.dtype is None or port.rank is None for port in outputs):
-            outputs = self._tried(inputs, outputs, label)
-        given = (_input(port, files) for port in inputs)
+            outputs = self._completed(outputs, label)
+        given = (_input(port, files) for port in self._inputs)
         self.signature = Signature(tuple(given), tuple(map(_spec, outputs)))
 
     def run(self, feeds: Mapping[str, Array]) -> Rows:
@@ -175,6 +128,20 @@ class PipelineStage:
             "Give them one shape in the pipeline (fn.pad, fn.resize), or send them in requests of their own",
         )
 
+    def sized_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs with the sizes that two made-up samples have in common: those do not depend on what is sent."""
+        shapes = [[array.shape for array in made] for made in map(self._tried, range(2)) if not isinstance(made, str)]
+        if len(shapes) < 2:
+            return self.signature.outputs
+        return tuple(
+            dataclasses.replace(
+                spec, shape=(None, *(size if size == other else None for size, other in zip(*pair, strict=True)))
+            )
+            if len(pair[0]) == len(pair[1]) == len(spec.shape or ()) - 1
+            else spec
+            for spec, *pair in zip(self.signature.outputs, *shapes, strict=True)
+        )
+
     def close(self) -> None:
         """Free the pipeline."""
         self._pipeline.close()
@@ -193,16 +160,16 @@ class PipelineStage:
                 f"there are {sizes}, and a batch has at most {self._limit} of each",
                 "Send as many of each, and fewer at once",
             )
-        failed = {
-            index: self._refused("it is empty")
-            for index in range(count)
-            if any(column[index].size == 0 for column in rows.values())
-        }
-        for spec in self.signature.inputs:
-            for index, content in enumerate(rows[spec.name]):
-                file = content.dtype == np.uint8 and content.ndim == 1 and index not in failed
-                if file and (why := too_large(content.tobytes())):
-                    failed[index] = self._refused(why)
+        failed: dict[int, RequestError] = {}
+        for name, column in rows.items():
+            for index, content in enumerate(column):
+                if content.size == 0:
+                    failed[index] = self._refused("it is empty", name)
+                elif content.dtype == np.uint8 and content.ndim == 1:
+                    file = readable(content.tobytes())
+                    column[index] = np.frombuffer(file, np.uint8)
+                    if why := too_large(file):
+                        failed[index] = self._refused(why, name)
         places = [index for index in range(count) if index not in failed]
         if not places:
             return None, failed
@@ -219,8 +186,8 @@ class PipelineStage:
             raise RequestError(f"{self._file}: {spec.name} has no bytes", "it takes files", "Send the bytes of files")
         return [np.frombuffer(content, np.uint8) for content in raw]
 
-    def _refused(self, why: str) -> RequestError:
-        names = ", ".join(spec.name for spec in self.signature.inputs)
+    def _refused(self, why: str, name: str = "") -> RequestError:
+        names = name or ", ".join(spec.name for spec in self.signature.inputs)
         return RequestError(f"{self._file}: {names} cannot be used", why, "Correct it")
 
     def _empty(self) -> dict[str, Array]:
@@ -231,26 +198,35 @@ class PipelineStage:
             for spec in self.signature.outputs
         }
 
-    def _tried(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...], label: str) -> tuple[Port, ...]:
-        """The outputs with the types and ranks that they have for a sample made up here."""
+    def _completed(self, outputs: tuple[Port, ...], label: str) -> tuple[Port, ...]:
+        """The outputs with the types and ranks that they have for a sample made up here.
+
+        Raises:
+            ConfigError: the pipeline refuses it.
+        """
+        made = self._tried(0)
+        if not isinstance(made, str):
+            return tuple(_seen(port, array) for port, array in zip(outputs, made, strict=True))
+        unsaid = ", ".join(port.name for port in outputs if port.dtype is None or port.rank is None)
+        raise ConfigError(
+            f"{label}: {self._file} does not say what comes out",
+            f"the outputs {unsaid} have no type or rank, and a made-up sample was refused: {made}",
+            "Declare them: @pipeline_def(output_dtype=[types.FLOAT], output_ndim=[3])",
+        )
+
+    def _tried(self, which: int) -> list[Array] | str:
+        """The outputs for one of two samples made up here, of different sizes, or why they were refused."""
         reason = ""
-        for content in (_PICTURE, _SOUND):
-            feeds = {port.name: [_sample(port, content)] for port in inputs}
+        for kind in KINDS:
             try:
-                ran = self._pipeline.run(feeds)
+                ran = self._pipeline.run({port.name: [sample(port, kind, which)] for port in self._inputs})
             except EngineError as error:
                 reason = error.why
                 continue
             if ran.outputs is not None:
-                first = [np.asarray(tensors.as_cpu()[0]) for tensors in ran.outputs]
-                return tuple(_seen(port, array) for port, array in zip(outputs, first, strict=True))
+                return [np.asarray(tensors.as_cpu()[0]) for tensors in ran.outputs]
             reason = ran.failed[0]
-        unsaid = ", ".join(port.name for port in outputs if port.dtype is None or port.rank is None)
-        raise ConfigError(
-            f"{label}: {self._file} does not say what comes out",
-            f"the outputs {unsaid} have no type or rank, and a made-up sample was refused: {reason}",
-            "Declare them: @pipeline_def(output_dtype=[types.FLOAT], output_ndim=[3])",
-        )
+        return reason
 
 
 def _ports(data: bytes, file: str, label: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -280,27 +256,6 @@ def _spec(port: Port) -> TensorSpec:
     return TensorSpec(port.name, port.dtype, (None,) * (1 + (port.rank or 0)))
 
 
-def _sample(port: Port, content: bytes) -> Array:
-    if (port.dtype, port.rank) == ("UINT8", 1):
-        return np.frombuffer(content, np.uint8)
-    row = data_type(port.dtype or "")
-    assert row
-    sizes = [_OPEN] * (port.rank or 0)
-    if port.rank == 3:
-        sizes[2] = 3
-    return np.zeros(sizes, row.numpy)
-
-
 def _seen(port: Port, array: Array) -> Port:
     row = data_type(f"tensor({_ONNX_NAMES.get(array.dtype.name, array.dtype.name)})")
     return Port(port.name, row.triton if row else port.dtype, array.ndim)
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """Where in the user's file it happened."""
-    numbers, trace = [], error.__traceback__
-    while trace:
-        if Path(trace.tb_frame.f_code.co_filename).name == path.name:
-            numbers.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f" ({path.name}:{numbers[-1]})" if numbers else ""

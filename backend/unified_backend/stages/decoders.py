@@ -20,7 +20,8 @@ _OF_THE_GPU = ("libnvjpeg_", "libnvjpeg2k_", "libnvtiff_")
 def without_gpu_decoders() -> None:
     """From now on, have nvImageCodec load the CPU's decoders alone: for each other it prints errors at every pipeline.
 
-    Does nothing where the user has chosen a folder.
+    For processes that use no GPU: once the decoders are loaded there are no others. Does nothing where the user has
+    chosen a folder.
     """
     spec = importlib.util.find_spec("nvidia.nvimgcodec")
     if spec is None or not spec.submodule_search_locations or _VARIABLE in os.environ:

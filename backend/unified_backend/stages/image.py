@@ -11,43 +11,18 @@ from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import RequestError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
+from unified_backend.stages.containers import readable
 from unified_backend.stages.dali import DeviceRows, Pipeline, on_device, on_host, require_dali, samples_of
 from unified_backend.stages.dali_image import image_pipeline
 from unified_backend.stages.expression import Call
-from unified_backend.stages.presets import Recipe, read_recipe
+from unified_backend.stages.image_recipe import read_recipe
+from unified_backend.stages.presets import Recipe
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["ImageStage", "image_stage"]
+__all__ = ["ImageStage"]
 
 _OUTSIDE = "Slice can't be placed out of bounds"  # DALI 2.4
 _SEND = "Send a JPEG, PNG, TIFF, WebP, BMP, PNM or JPEG 2000 file, whole"
-
-
-def image_stage(
-    call: Call,
-    target: TensorSpec,
-    input_name: str,
-    encoded: bool,
-    max_batch_size: int,
-    threads: int,
-    gpu: Gpu | None,
-    label: str,
-) -> ImageStage:
-    """The stage that a call of `preprocess` asks for.
-
-    Args:
-        target: the engine's input that it feeds: [N, C, H, W] or [N, H, W, C], open dimensions allowed.
-        input_name: name of the stage's own input.
-        encoded: it holds files, BYTES [N, 1]; else RGB images, UINT8 [N, H, W, 3].
-        gpu: decode and resize there; None for the CPU.
-
-    Raises:
-        ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
-        EngineError: DALI does not build the pipeline.
-    """
-    recipe = read_recipe(call, target, label)
-    require_dali(label, f'the parameter "preprocess" ({call.name})')
-    return ImageStage(recipe, target, input_name, encoded, max_batch_size, threads, gpu, label)
 
 
 class ImageStage:
@@ -56,11 +31,18 @@ class ImageStage:
     Its outputs are the target; with the option `original` also `TARGET_original` (UINT8 [N, H, W, C], before it was
     resized; in a batch the smaller images are filled up with zeros at the bottom and on the right), and with `original`
     or `shapes` `TARGET_shape` (INT64 [N, 2]: height and width of each).
+
+    Args:
+        call: of `preprocess`.
+        target: the engine's input that it feeds: [N, C, H, W] or [N, H, W, C], open dimensions allowed.
+        input_name: name of the stage's own input.
+        encoded: it holds files, BYTES [N, 1]; else RGB images, UINT8 [N, H, W, 3].
+        gpu: decode and resize there; None for the CPU.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        call: Call,
         target: TensorSpec,
         input_name: str,
         encoded: bool,
@@ -69,7 +51,14 @@ class ImageStage:
         gpu: Gpu | None,
         label: str,
     ) -> None:
-        self._recipe, self._encoded, self._gpu = recipe, encoded, gpu
+        """
+        Raises:
+            ConfigError: the call is wrong or does not fit the target, or DALI is not installed.
+            EngineError: DALI does not build the pipeline.
+        """
+        recipe = read_recipe(call, target, label)
+        require_dali(label, f'the parameter "preprocess" ({call.name})')
+        self._recipe, self._encoded = recipe, encoded
         self._limit = max(1, max_batch_size)
         self.signature = _signature(recipe, target, input_name, encoded)
         self._input = input_name
@@ -184,11 +173,12 @@ def _file(content: Any, most: int) -> tuple[Any, str | None]:
         return None, f"it is {type(content).__name__}, and must be the bytes of a file"
     if not content:
         return None, "it is empty"
+    content = readable(bytes(content))
     try:
-        header = nvimgcodec.CodeStream(bytes(content))
+        header = nvimgcodec.CodeStream(content)
         width, height = int(header.width), int(header.height)
     except RuntimeError:
-        return None, f"its header is that of no image that can be decoded ({_beginning(bytes(content[:12]))})"
+        return None, f"its header is that of no image that can be decoded ({_beginning(content[:12])})"
     if width * height > most:
         return None, _too_large(width, height, most)
     return np.frombuffer(content, np.uint8), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.stages import Rows
 from unified_backend.stages.user import declared
-from unified_backend.tensors import Array, TensorSpec
+from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["PythonStage", "module_of", "python_stage"]
 
@@ -86,7 +87,8 @@ def python_stage(path: Path, label: str) -> PythonStage:
     """The one stage in a Python file.
 
     Raises:
-        ConfigError: the file does not run, or has not exactly one function that is declared a stage.
+        ConfigError: the file does not run, or has not exactly one function that is declared a stage, or that one cannot
+            be called as it declares.
     """
     module = module_of(path, label)
     found = [value for value in vars(module).values() if declared(value) and value.__module__ == module.__name__]
@@ -97,7 +99,28 @@ def python_stage(path: Path, label: str) -> PythonStage:
             f"functions declared as such: {names}",
             f"Decorate one function: {_EXAMPLE}",
         )
-    return PythonStage(found[0], path.name)
+    stage = PythonStage(found[0], path.name)
+    _require_parameters(found[0], stage.signature, f"{label}: {path.name}")
+    return stage
+
+
+def _require_parameters(function: Any, signature: Signature, where: str) -> None:
+    """
+    Raises:
+        ConfigError: the function cannot be called with what it declares as its inputs, or declares nothing on a side.
+    """
+    names = [spec.name for spec in signature.inputs]
+    if not names or not signature.outputs:
+        side = "outputs" if names else "inputs"
+        raise ConfigError(f"{where}: {function.__name__} declares no {side}", "a stage has both", f"Write {_EXAMPLE}")
+    try:
+        inspect.signature(function).bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: {function.__name__} cannot be called with the inputs that it declares",
+            f"they are {', '.join(names)}: {error} (line {function.__code__.co_firstlineno})",
+            "Give the function a parameter for each of them, of its name",
+        ) from None
 
 
 def module_of(path: Path, label: str) -> ModuleType:

@@ -9,10 +9,9 @@ from typing import Any
 from unified_backend.errors import ConfigError
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Stage
-from unified_backend.stages.audio import audio_stage
-from unified_backend.stages.decoders import without_gpu_decoders
+from unified_backend.stages.audio import AudioStage
 from unified_backend.stages.expression import Call
-from unified_backend.stages.image import image_stage
+from unified_backend.stages.image import ImageStage
 from unified_backend.stages.presets import PRESETS
 from unified_backend.tensors import TensorSpec
 
@@ -51,8 +50,6 @@ def ready_stage(
             f"there are {', '.join(known)}, and files of the version folder (NAME.py, NAME.dali)",
             f"Did you mean {close[0]}?" if close else "Write one of these",
         )
-    if gpu is None:
-        without_gpu_decoders()
     options = {name: value for name, value in call.options.items() if name != "feeds"}
     target = _target(call.options.get("feeds"), inputs, label)
     others = {spec.name for spec in inputs} - {target.name}
@@ -61,15 +58,9 @@ def ready_stage(
     name = str(row.get("name") or ("audio" if call.name == _AUDIO else "image"))
     own = Call(call.name, call.arguments, options)
     if call.name == _AUDIO:
-        if "clip" in options:
-            raise ConfigError(
-                f'{label}: parameter "preprocess" has the option clip',
-                "a sound has any number of windows, and the model one row for each sound",
-                "Cut the windows in a pipeline, as ensembles/listen does",
-            )
-        return audio_stage(own, target, name, max_batch_size, threads, label), target.name
+        return AudioStage(own, target, name, max_batch_size, threads, label), target.name
     encoded = row.get("data_type") != "TYPE_UINT8"
-    return image_stage(own, target, name, encoded, max_batch_size, threads, gpu, label), target.name
+    return ImageStage(own, target, name, encoded, max_batch_size, threads, gpu, label), target.name
 
 
 def _target(feeds: Any, inputs: Sequence[TensorSpec], label: str) -> TensorSpec:

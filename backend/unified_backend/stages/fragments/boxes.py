@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unified_backend.stages.fragments.graph import Graph, Shape
-from unified_backend.stages.fragments.labels import LookUp, read_labels
+from unified_backend.stages.fragments.labels import LookUp, look_up
 from unified_backend.stages.fragments.options import Options
 
 __all__ = ["nms", "ssd", "yolo"]
@@ -184,7 +184,7 @@ def _detections(
     names = graph.replace(consumed, made)
     if labels is None:
         return []
-    return [LookUp("labels", (names[2],), "labels", read_labels(labels, classes, options))]
+    return [look_up("labels", names[2], labels, classes, options)]
 
 
 def _corners(graph: Graph, boxes: str, form: str) -> str:

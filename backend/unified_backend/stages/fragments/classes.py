@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unified_backend.stages.fragments.graph import Graph
-from unified_backend.stages.fragments.labels import LookUp, read_labels
+from unified_backend.stages.fragments.labels import LookUp, look_up
 from unified_backend.stages.fragments.options import Options
 from unified_backend.tensors import TensorSpec
 
@@ -43,8 +43,8 @@ def argmax(graph: Graph, options: Options) -> list[LookUp]:
     [index] = graph.replace([spec.name], {"index": (made, "INT64", shape)})
     if labels is None:
         return []
-    names = read_labels(labels, spec.shape[axis] if spec.shape else None, options)
-    return [LookUp("label", (index,), "labels", names)]
+    classes = spec.shape[axis] if spec.shape else None
+    return [look_up("label", index, labels, classes, options)]
 
 
 def topk(graph: Graph, options: Options) -> list[LookUp]:
@@ -71,7 +71,7 @@ def topk(graph: Graph, options: Options) -> list[LookUp]:
     _, index = graph.replace([spec.name], {"scores": (scores, spec.dtype, shape), "indices": (indices, "INT64", shape)})
     if labels is None:
         return []
-    return [LookUp("labels", (index,), "labels", read_labels(labels, classes, options))]
+    return [look_up("labels", index, labels, classes, options)]
 
 
 def _floats(options: Options, spec: TensorSpec) -> TensorSpec:

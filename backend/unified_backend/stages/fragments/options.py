@@ -23,6 +23,9 @@ class Options:
         call: a fragment.
         label: the model, for messages.
         names: of the options that may be given by their places, in that order.
+
+    Attributes:
+        given: option -> value.
     """
 
     def __init__(self, call: Call, label: str, names: Sequence[str] = ()) -> None:
@@ -32,7 +35,7 @@ class Options:
                 f"it is given {len(call.arguments)} values without a name",
                 f"Write {', '.join(names) or 'none'} so, and the rest as NAME=VALUE",
             )
-        self._given = {**dict(zip(names, call.arguments, strict=False)), **call.options}
+        self.given = {**dict(zip(names, call.arguments, strict=False)), **call.options}
         if twice := [name for name, _ in zip(names, call.arguments, strict=False) if name in call.options]:
             raise self.wrong(f"{twice[0]} is given twice", "Write it once")
         self._known: list[str] = []
@@ -119,7 +122,7 @@ class Options:
         Raises:
             ConfigError: an option is left that nobody asked for.
         """
-        for name in self._given:
+        for name in self.given:
             if name not in self._known:
                 close = difflib.get_close_matches(name, self._known, n=1)
                 hint = f"Did you mean {close[0]}?" if close else f"Its options are {', '.join(self._known)}"
@@ -127,7 +130,7 @@ class Options:
 
     def _taken(self, name: str, default: Any) -> Any:
         self._known.append(name)
-        value = self._given.get(name, default)
+        value = self.given.get(name, default)
         if value is _REQUIRED:
             raise self.wrong(f"{name} is not given", f"Write {self.call.name}({name}=...)")
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unified_backend.stages.fragments.graph import Graph
-from unified_backend.stages.fragments.labels import LookUp, read_charset
+from unified_backend.stages.fragments.labels import LookUp, characters, read_charset
 from unified_backend.stages.fragments.options import Options
 
 __all__ = ["ctc_greedy"]
@@ -66,7 +66,12 @@ def ctc_greedy(graph: Graph, options: Options) -> list[LookUp]:
     )
     if charset is None:
         return []
-    return [LookUp("text", (names[0],), "text", _characters(graph, options, charset, blank, classes))]
+    found = _characters(graph, options, charset, blank, classes)
+    return [LookUp("text", (names[0],), "text", found, _number(classes), blank)]
+
+
+def _number(classes: int | str | None) -> int | None:
+    return classes if isinstance(classes, int) else None
 
 
 def _characters(graph: Graph, options: Options, charset: str, blank: int, classes: int | str | None) -> tuple[str, ...]:
@@ -82,17 +87,9 @@ def _characters(graph: Graph, options: Options, charset: str, blank: int, classe
             raise options.wrong(
                 f"the model has no metadata {key}; it has {', '.join(entries) or 'none'}", "Name a file in its place"
             )
-        characters = tuple(entries[key].removesuffix("\n").split("\n"))
+        given = tuple(entries[key].removesuffix("\n").split("\n"))
     else:
         path = options.file("charset")
         assert path
-        characters = read_charset(path, options)
-    characters = (*characters[:blank], "", *characters[blank:])
-    if isinstance(classes, int) and len(characters) + 1 == classes:
-        characters = (*characters, " ")
-    if isinstance(classes, int) and len(characters) != classes:
-        raise options.wrong(
-            f"the charset has {len(characters) - 1} characters, and the model {classes - 1} beside the blank",
-            "Name the list that it was trained with",
-        )
-    return characters
+        given = read_charset(path, options)
+    return characters(given, blank, classes, options)

@@ -1,0 +1,286 @@
+"""A canonical model in a lower precision, compared with itself in FP32: it is the canonical model from there on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_backend import hosts, verification
+from unified_backend.cache import FileMemo, Key
+from unified_backend.calibration import calibration_files, read_calibration
+from unified_backend.engines import Canonical
+from unified_backend.engines.reference import open_reference
+from unified_backend.engines.sessions import runtime_version
+from unified_backend.errors import ConfigError, SourceError, VerificationError
+from unified_backend.forms.foreign import samples_in
+from unified_backend.forms.quantised import Quantising, quantised, scheme_of, split
+from unified_backend.graph.cast import Half, cast
+from unified_backend.graph.files import MODEL, read_whole, write_whole
+from unified_backend.graph.ranges import ranges
+from unified_backend.lookups import Lookup
+from unified_backend.samples import FixedDims
+from unified_backend.settings import Settings
+from unified_backend.stages.around import Around
+from unified_backend.tensors import Array
+from unified_backend.verification import Compared, Sample, answered, require, samples_of, verify
+
+__all__ = ["given", "key_of_lowered", "lowered", "precisions"]
+
+logger = logging.getLogger(__name__)
+
+_RECIPE = 1  # raised when the same key fields would give other files
+_JUDGE = "judge.onnx"  # what ONNX Runtime's CPU kernels run in place of a model that they have none for
+_BFLOAT16_OPSET = 22  # the first whose convolutions, poolings and normalisations have bfloat16
+_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16"}
+# Eight bits are steps of 0.4 % of a tensor's range, and a deep net sums many: EfficientNet-Lite0 is off by 0.16 of its
+# largest value at one class of a thousand, with a cosine of 0.976 and the same class for every photograph.
+_INT8_TOLERANCE, _COSINE, _TOP1 = 0.5, 0.95, 0.9
+_DO = "Keep what matters in FP32 with the parameter `exclude`, accept more with `tolerance`, or take a higher precision"
+
+
+Files = Sequence[tuple[Path, str]]  # each with the digest of its bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One lowering.
+
+    Attributes:
+        samples: the user's `.npz` files.
+        calibration: the files of calibration data.
+    """
+
+    canonical: Canonical
+    settings: Settings
+    around: Around
+    samples: Files
+    calibration: Files
+    lookup: Lookup
+
+    def data(self) -> list[dict[str, Array]]:
+        """The calibration data, as the network takes it."""
+        label, signature = self.canonical.label, self.canonical.signature
+        before = self.around.stage_before(signature, threads=hosts.cores())
+        try:
+            return read_calibration(label, [path for path, _ in self.calibration], signature, before)
+        finally:
+            if before:
+                before.stage.close()
+
+
+def lowered(canonical: Canonical, settings: Settings, around: Around, model_dir: Path, lookup: Lookup) -> Canonical:
+    """The model in the precision that the settings ask for, or as it is.
+
+    Args:
+        around: the stages around the engine.
+        model_dir: the model's directory, where samples and calibration data lie.
+
+    Raises:
+        ConfigError: the model cannot be lowered so, or the calibration data cannot be used.
+        VerificationError: it answers otherwise than in FP32; `auto` goes on without.
+    """
+    if not settings.lowers or canonical.format != "onnx":
+        return canonical
+    memo = lookup.cache.store.memo
+    job = _Job(canonical, settings, around, *given(canonical.label, settings, model_dir, memo), lookup)
+    notes = list(canonical.notes)
+    for precision in precisions(settings, bool(job.calibration)):
+        key = key_of_lowered(
+            canonical.digest, precision, settings, around, canonical.fixed, job.samples, job.calibration
+        )
+        entry = lookup(key, partial(_kept, job, precision))
+        notes.append(str(entry.facts["note"]))
+        if entry.facts["failure"]:
+            logger.warning('not lowered model=%s precision=%s reason="%s"', canonical.label, precision, notes[-1])
+        elif entry.facts["already"]:
+            return dataclasses.replace(canonical, notes=tuple(notes), precision=precision)
+        else:
+            judge = entry.path / _JUDGE if entry.facts["judge"] else None
+            return dataclasses.replace(
+                canonical,
+                path=entry.path / MODEL,
+                digest=key.digest,
+                notes=tuple(notes),
+                inner={},
+                precision=precision,
+                judge=judge,
+            )
+    return dataclasses.replace(canonical, notes=tuple(notes))
+
+
+def given(label: str, settings: Settings, model_dir: Path, memo: FileMemo) -> tuple[Files, Files]:
+    """The user's samples and calibration data, each file with the digest of its bytes.
+
+    Raises:
+        ConfigError: the folder of calibration data that is named is not there, or there is one that is empty.
+    """
+    calibration = calibration_files(label, model_dir, settings.calibration, memo)
+    return samples_in(model_dir / "samples", memo), calibration
+
+
+def precisions(settings: Settings, calibrated: bool) -> Sequence[str]:
+    """What is tried, in this order; `auto` tries what pays: FP16 on GPUs, INT8 on CPUs where there is data for it."""
+    if settings.precision != "auto":
+        return (settings.precision,) if settings.lowers and settings.precision else ()
+    if settings.gpu:
+        return ("fp16",)
+    return ("int8",) if calibrated else ()
+
+
+def key_of_lowered(
+    canonical: str,
+    precision: str,
+    settings: Settings,
+    around: Around,
+    fixed: FixedDims,
+    samples: Files,
+    calibration: Files,
+) -> Key:
+    """Of the model in a precision.
+
+    Args:
+        canonical: digest of the canonical model's key.
+    """
+    quantising = {"scheme": scheme_of(settings), "method": settings.calibration_method}
+    return Key(
+        "precision",
+        {
+            "canonical": canonical,
+            "precision": precision,
+            "refused_if_it_fails": settings.precision != "auto",
+            "exclude": list(settings.exclude),
+            "fixed_dims": {name: {str(axis): size for axis, size in axes.items()} for name, axes in fixed.items()},
+            "samples": [digest for _, digest in samples],
+            "calibration": _data_key(calibration, around) if calibration else None,
+            "verify": settings.verify,
+            "tolerance": settings.tolerance,
+            "onnxruntime": runtime_version(),
+            "recipe": [_RECIPE, verification.RECIPE],
+            **(quantising if precision == "int8" else {}),
+        },
+    )
+
+
+def _data_key(calibration: Files, around: Around) -> dict[str, Any]:
+    """All that calibration data depends on: the files, and the stage that raw ones go through."""
+    return {"files": [digest for _, digest in calibration], "before": around.digest_before()}
+
+
+def _kept(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
+    """As `_made`; where `auto` would go on without, the reason is kept, so that no load tries again."""
+    try:
+        return {"failure": False, **_made(job, precision, folder)}
+    except (ConfigError, VerificationError) as error:
+        if job.settings.precision != "auto":
+            raise
+        for path in folder.iterdir():
+            path.unlink()
+        return {"failure": True, "already": False, "note": f"precision {precision} is not taken: {error.why}"}
+
+
+def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
+    label, settings = job.canonical.label, job.settings
+    full, _ = open_reference(label, job.canonical.path, settings)
+    dynamic = precision == "int8" and settings.calibration_method == "dynamic"
+    data = job.data() if job.calibration or (precision == "int8" and not dynamic) else []
+    if data:
+        samples = [answered(full, one, None) for one in split(data)[1]]
+    else:
+        samples = samples_of(full, job.canonical.fixed, [path for path, _ in job.samples])
+    rows: list[Compared] = []
+
+    def judge(path: Path) -> None:
+        tolerance = settings.tolerance or (_INT8_TOLERANCE if precision == "int8" else None)
+        try:
+            runner, _ = open_reference(label, path, settings)
+            rows[:] = verify(runner, samples, tolerance, computed_in=_COMPUTED_IN.get(precision, "FP32"))
+            require(rows, "FP32", f"the model in {precision.upper()}")
+            if precision == "int8" and settings.tolerance is None:
+                _require_classes(rows)
+        except SourceError as error:
+            raise ConfigError(f"{label}: the model cannot be lowered to {precision}", error.why, _DO) from None
+        except VerificationError as error:
+            named = VerificationError(f"{label}: {error.what}", error.why, _DO)
+            if settings.verify == "strict":
+                raise named from None
+            logger.warning("%s Accepted all the same, because verify is warn.", named)
+
+    if precision == "int8":
+        facts = quantised(
+            Quantising(job.canonical, settings, data, _data_key(job.calibration, job.around), job.lookup), judge, folder
+        )
+    else:
+        facts = _cast(job, precision, samples, folder)
+        judge(folder / _JUDGE if (folder / _JUDGE).exists() else folder / MODEL)
+    if facts.get("already"):
+        note = f"precision {precision}: the model is quantised as it came, and is kept so"
+    else:
+        note = f"precision {precision}: {facts['nodes']} nodes, {len(facts['kept'])} kept in FP32; {_told(rows)}"
+    logger.info('lowered model=%s precision=%s note="%s"', label, precision, note)
+    return {
+        "already": False,
+        **facts,
+        "precision": precision,
+        "note": note,
+        "judge": (folder / _JUDGE).exists(),
+        "signature": job.canonical.signature.to_json(),
+        "verified": [row.to_json() for row in rows],
+    }
+
+
+def _require_classes(rows: Sequence[Compared]) -> None:
+    """
+    Raises:
+        VerificationError: the answers point elsewhere, or name other classes, than those in FP32.
+    """
+    for name in dict.fromkeys(row.output for row in rows):
+        own = [row for row in rows if row.output == name]
+        cosine = min((row.cosine for row in own if row.cosine is not None), default=1.0)
+        agreed = [row.top1 for row in own if row.top1 is not None]
+        share = sum(agreed) / len(agreed) if agreed else 1.0
+        if cosine < _COSINE or share < _TOP1:
+            raise VerificationError(
+                "the model in INT8 differs from FP32",
+                f"output {name} has a cosine of {cosine:.3f} to FP32's ({_COSINE} is asked for), and the same class "
+                f"for {share:.0%} of the rows ({_TOP1:.0%})",
+                _DO,
+            )
+
+
+def _told(rows: Sequence[Compared]) -> str:
+    """How far it is from FP32, in words."""
+    if not rows:
+        return "not compared with FP32: no sample runs"
+    worst = max(row.max_rel for row in rows)
+    mean = float(np.mean([row.mean_rel for row in rows]))
+    text = f"off by {worst:.1e} of the largest value at most, {mean:.1e} in the mean"
+    cosines = [row.cosine for row in rows if row.cosine is not None]
+    text += f", cosine {min(cosines):.4f}" if cosines else ""
+    classes = [row.top1 for row in rows if row.top1 is not None]
+    return text + (f", the same class for {sum(classes) / len(classes):.0%}" if classes else "")
+
+
+def _cast(job: _Job, precision: str, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
+    """Write the model in FP16 or BF16."""
+    from onnx import version_converter
+
+    half: Half = "fp16" if precision == "fp16" else "bf16"
+    seen = ranges(job.canonical.path, [sample.feeds for sample in samples[:1]], folder) if half == "fp16" else {}
+    model = read_whole(job.canonical.path)
+    if half == "bf16" and next((one.version for one in model.opset_import if not one.domain), 0) < _BFLOAT16_OPSET:
+        model = version_converter.convert_version(model, _BFLOAT16_OPSET)
+    copy = type(model).FromString(model.SerializeToString()) if half == "bf16" else None
+    made = cast(model, half, job.settings.exclude, seen)
+    if not made.lowered:
+        why = next(iter(made.kept.values()), "it computes with no FP32 numbers")
+        raise ConfigError(f"{job.canonical.label}: no node can be lowered to {precision}", why, _DO)
+    write_whole(made.model, folder / MODEL)
+    if copy is not None:
+        write_whole(cast(copy, half, job.settings.exclude, seen, emulated=True).model, folder / _JUDGE)
+    return {"nodes": made.lowered, "kept": dict(made.kept)}

@@ -1,0 +1,221 @@
+"""A model with Q/DQ around its layers: calibrated, compared with FP32, its worst layers left out where need be."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_backend import hosts
+from unified_backend.cache import Key
+from unified_backend.engines import Canonical
+from unified_backend.engines.sessions import runtime_version
+from unified_backend.errors import ConfigError, ConversionError, VerificationError
+from unified_backend.graph.files import MODEL, read_whole, write_whole
+from unified_backend.graph.quantiser import QUANTISED, TABLE
+from unified_backend.lookups import Lookup
+from unified_backend.settings import Settings
+from unified_backend.tensors import Array
+from unified_backend.toolchains import job as jobs
+
+__all__ = ["Quantising", "layers_of", "quantised", "scheme_of", "split"]
+
+logger = logging.getLogger(__name__)
+
+_RECIPE = 1  # raised when the same key fields would give other files
+_WORKER = "unified_backend.graph.quantiser"
+_DISK_BYTES = 64 * 10**9
+_FEW = 8  # batches from which a quarter is held out, to be compared on what was not calibrated on
+_MOST_CHECKED = 16  # batches that each trial is compared on
+_MOST_KEPT = 0.34  # of the layers; a model that needs more of them in FP32 is not worth quantising
+
+Feeds = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantising:
+    """What a model is quantised with.
+
+    Attributes:
+        data: the network's inputs, one batch each; empty for dynamic quantisation.
+        data_key: digests of all that the data depends on.
+    """
+
+    canonical: Canonical
+    settings: Settings
+    data: Sequence[Feeds]
+    data_key: Mapping[str, Any]
+    lookup: Lookup
+
+
+def scheme_of(settings: Settings) -> str:
+    """How activations and weights are stored, by what runs them.
+
+    GPUs and ARM want both signed. On x86-64 only unsigned activations are fast: EfficientNet-Lite0 took 2.1 ms so, 5.3
+    with signed ones and 4.9 in FP32 (one thread, AVX512-VNNI). Without VNNI weights get 7 bits: sums of products of 8
+    saturate.
+    """
+    if settings.gpu or platform.machine() == "aarch64":
+        return "s8s8"
+    return "u8s8" if "vnni" in hosts.cpu_features() else "u8s7"
+
+
+def split(data: Sequence[Feeds]) -> tuple[Sequence[Feeds], Sequence[Feeds]]:
+    """What is calibrated on, and what is compared on: the same where there is little."""
+    if len(data) < _FEW:
+        return data, data[:_MOST_CHECKED]
+    held = [one for number, one in enumerate(data) if number % 4 == 3]
+    return [one for number, one in enumerate(data) if number % 4 != 3], held[:_MOST_CHECKED]
+
+
+def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> dict[str, Any]:
+    """Write the model in INT8; facts of it.
+
+    Args:
+        judge: compares a model with FP32.
+        folder: gets `model.onnx`, unless the source is quantised already.
+
+    Raises:
+        ConfigError: it cannot be quantised.
+        VerificationError: it answers otherwise than in FP32, even with its worst layers left in that.
+    """
+    settings, label = what.settings, what.canonical.label
+    job: dict[str, Any] = {"exclude": list(settings.exclude), "scheme": scheme_of(settings)}
+    learnt, checked = split(what.data)
+    dynamic = settings.calibration_method == "dynamic"
+    if not dynamic:
+        table = _table(what, learnt)
+        if table is None:
+            return {"already": True, "nodes": 0, "kept": {}}
+        job["table"] = str(table)
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, str] = {}
+    step = 0
+    while True:
+        task = {**job, "exclude": [*job["exclude"], *map(_literal, kept)]}
+        result = _run(what, "dynamic" if dynamic else "quantise", task, [], folder)
+        if "already" in result:
+            return {"already": True, "nodes": 0, "kept": {}}
+        write_whole(read_whole(folder / QUANTISED), folder / MODEL)
+        _clear(folder)
+        try:
+            judge(folder / MODEL)
+        except VerificationError as error:
+            layers = result["layers"] + len(kept)
+            step = 2 * step or 1
+            if dynamic or step > _MOST_KEPT * layers:
+                raise _refused(label, error, rows, kept) from None
+            rows = rows or layers_of(what, checked, folder)
+            kept = {row["layer"]: f"alone it costs cosine {1 - row['cosine']:.1e}" for row in rows[:step]}
+            logger.info(
+                'quantising again model=%s kept_in_fp32=%d worst=%s reason="%s"',
+                label,
+                step,
+                rows[0]["layer"],
+                error.why,
+            )
+            continue
+        named = {name: kept.get(name, "excluded") for name in result["kept"]}
+        return {
+            "nodes": result["layers"],
+            "kept": named,
+            "scheme": job["scheme"],
+            "method": settings.calibration_method,
+            "batches": [len(learnt), len(checked)],
+            "held_out": learnt is not what.data,
+        }
+
+
+def layers_of(what: Quantising, checked: Sequence[Feeds], folder: Path) -> list[dict[str, Any]]:
+    """Each layer quantised alone: `layer`, `operator`, `max_rel`, `cosine` of the outputs; the worst first.
+
+    Args:
+        folder: for the work.
+    """
+    table = _table(what, split(what.data)[0])
+    if table is None:
+        return []
+    job = {"exclude": list(what.settings.exclude), "scheme": scheme_of(what.settings), "table": str(table)}
+    logger.info("measuring layers model=%s batches=%d", what.canonical.label, len(checked))
+    rows = _run(what, "layers", job, checked[:4], folder)["rows"]
+    _clear(folder)
+    return list(rows)
+
+
+def _table(what: Quantising, learnt: Sequence[Feeds]) -> Path | None:
+    """The ranges of the values inside the model; None where it is quantised already."""
+    key = Key(
+        "calibration",
+        {
+            "canonical": what.canonical.digest,
+            "data": dict(what.data_key),
+            "method": what.settings.calibration_method,
+            "onnxruntime": runtime_version(),
+            "recipe": _RECIPE,
+        },
+    )
+
+    def make(folder: Path) -> dict[str, Any]:
+        result = _run(what, "calibrate", {"method": what.settings.calibration_method}, learnt, folder)
+        _clear(folder)
+        return {"already": result.get("already", ""), "batches": len(learnt)}
+
+    entry = what.lookup(key, make)
+    return None if entry.facts["already"] else entry.path / TABLE
+
+
+def _run(what: Quantising, task: str, job: Mapping[str, Any], feeds: Sequence[Feeds], folder: Path) -> dict[str, Any]:
+    """A task of the quantiser; what it wrote lies in `folder`."""
+    label, settings = what.canonical.label, what.settings
+    given = folder / "feeds"
+    given.mkdir()
+    files = []
+    for number, one in enumerate(feeds):
+        files.append(str(given / f"{number}.npz"))
+        np.savez(files[-1], **dict(one))
+    limits = jobs.Limits(settings.conversion_seconds, settings.conversion_memory, _DISK_BYTES)
+    whole = {**job, "task": task, "path": str(what.canonical.path.absolute()), "feeds": files}
+    try:
+        done = jobs.run(Path(hosts.interpreter()), _WORKER, whole, folder, limits, label)
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error.what}", error.why, error.do) from None
+    except ConversionError as error:
+        raise ConfigError(
+            f"{label}: the model cannot be quantised",
+            error.why,
+            "Exclude the layer that the reason names (parameter `exclude`), raise `conversion_memory`, or take a "
+            "higher precision",
+        ) from None
+    shutil.rmtree(given, ignore_errors=True)
+    return done.result
+
+
+def _clear(folder: Path) -> None:
+    """Leave what the entry is made of."""
+    kept = {MODEL, f"{MODEL}.data", TABLE}
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in kept:
+            path.unlink()
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches the name alone."""
+    return "".join(f"[{one}]" if one in "*?[" else one for one in name)
+
+
+def _refused(
+    label: str, error: VerificationError, rows: Sequence[Mapping[str, Any]], kept: Mapping[str, str]
+) -> VerificationError:
+    worst = ", ".join(f"{row['layer']} ({1 - row['cosine']:.1e})" for row in rows[:3])
+    why = error.why + (f", its {len(kept)} worst layers in FP32" if kept else "")
+    why += f"; the layers that cost most cosine are {worst}" if worst else ""
+    do = "Give more calibration data, another `calibration_method`, layers to `exclude`, or a `tolerance`"
+    return VerificationError(error.what, why, do)
