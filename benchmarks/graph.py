@@ -21,7 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import real_models
-from engine_files import CLS, DET
+from engine_files import CLS, DET, SQUEEZENET
 from unified_backend import ahead, hosts
 from unified_backend.cache import Cache
 from unified_backend.engines import Built, Canonical, Threads
@@ -40,6 +40,9 @@ MODELS = {
     "PP-OCRv4 recogniser": lambda: next(CLS.parent.glob("*_rec_infer.onnx")),
     "PP-OCR classifier": lambda: CLS,
     "basic-pitch": lambda: real_models.path("basic-pitch", "saved_models/icassp_2022/nmp.onnx"),
+    "DenseNet-121 (onnx's light model)": lambda: SQUEEZENET.with_name("light_densenet121.onnx"),
+    "Inception 2 (likewise)": lambda: SQUEEZENET.with_name("light_inception_v2.onnx"),
+    "ResNet-50 (likewise)": lambda: SQUEEZENET.with_name("light_resnet50.onnx"),
 }
 ON_CPU = ("onnxruntime", "openvino")
 SECONDS = 3.0  # of runs, for each engine

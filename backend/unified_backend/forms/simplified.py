@@ -54,9 +54,9 @@ class Simplified:
 def pays(settings: Settings, unsimplified: bool) -> bool:
     """Whether a load simplifies an ONNX model.
 
-    TensorRT-RTX parses 14 to 41 % fewer layers, builds 9 to 20 % quicker, and its plans are up to 12 % smaller. ONNX
-    Runtime and OpenVINO on the CPU do the same by themselves: PP-OCR's networks and basic-pitch ran as fast either way
-    (0.97 to 1.02). Both are what benchmarks/graph.py measured.
+    TensorRT-RTX parses 14 to 41 % fewer layers of PP-OCR's networks and basic-pitch, and builds most of them 10 to 40 %
+    quicker; DenseNet-121 with weights that its graph computes, 5.6 s before and 1.7 after. ONNX Runtime and OpenVINO on
+    the CPU do the same by themselves: all ran as fast either way (0.94 to 1.06). benchmarks/graph.py measured both.
 
     Args:
         unsimplified: the source is ONNX, or fragments were composed onto it; what a toolchain wrote is simplified.
