@@ -12,6 +12,7 @@ from unified_backend.engines.tensorrt import TensorRtRtx
 from unified_backend.errors import EngineError, Refused
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import Reference
+from unified_backend.forms.simplified import pays, simplified
 from unified_backend.gpus import Gpu
 from unified_backend.loading import Described
 from unified_backend.lookups import Lookup
@@ -65,6 +66,9 @@ def build_ahead(described: Described, gpu: Gpu, cache: Cache) -> str:
     lookup = Lookup(canonical.label, described.snapshot, described.settings, cache, described.report)
     reference = Reference(canonical.label, described.settings)
     settings = dataclasses.replace(described.settings, gpu=gpu)
+    if pays(settings, described.source.format == "onnx" or bool(described.around.fragments)):
+        made = simplified(canonical, lookup, reference)
+        canonical, reference = made.canonical, made.reference
     settings = with_profiles(canonical, settings, described.config, lookup, reference)
 
     def make(folder: Path) -> dict[str, Any]:

@@ -10,13 +10,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unified_backend.cache import Cache, Snapshot
-from unified_backend.conversion.interface import graphs_of
 from unified_backend.engines.sessions import runtime_version
 from unified_backend.errors import ConversionError, Refused, SourceError, ToolchainError, VerificationError
 from unified_backend.exports.export import export, require_engine
@@ -28,13 +26,14 @@ from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.converted import converted
 from unified_backend.forms.foreign import foreign
 from unified_backend.forms.reference import Reference, canonical_of_onnx
+from unified_backend.graph.operators import census
 from unified_backend.lookups import Lookup, Report
 from unified_backend.settings import Settings
 from unified_backend.stages.around import alone
 from unified_backend.tensors import Signature, TensorSpec
 from unified_backend.toolchains.catalogue import toolchain_for
 
-__all__ = ["MODEL", "REPORT", "convert"]
+__all__ = ["MODEL", "REPORT", "convert", "require_usable", "write_folder"]
 
 MODEL, REPORT = "model.onnx", "report.json"
 
@@ -83,7 +82,7 @@ def convert(
     form = form or Form()
     form.require_possible()
     require_engine(form)
-    _refuse_unusable(out)
+    require_usable(out)
     try:
         path, report = _converted(source, settings, samples, cache)
         report["to"] = form.to
@@ -176,11 +175,7 @@ def _of_others(source: Source, samples: Path | None, lookup: Lookup) -> _Found:
 def _graph_facts(path: Path) -> dict[str, Any]:
     """The opset, and how many nodes there are, by operator; those in branches and bodies of loops too."""
     model = read_model(path)
-    counts = Counter(
-        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        for graph in graphs_of(model.graph)
-        for node in graph.node
-    )
+    counts = census(model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
     return {"opset": opset, "nodes": counts.total(), "operators": dict(counts.most_common())}
 
@@ -190,8 +185,9 @@ def _row(spec: TensorSpec, inner: Mapping[str, str]) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": shape, "tensor": inner.get(spec.name, spec.name)}
 
 
-def _refuse_unusable(out: Path) -> None:
-    """
+def require_usable(out: Path) -> None:
+    """Refuse a folder for results that cannot take them.
+
     Raises:
         Refused: it is no folder, there are files in it that no conversion wrote, or nothing can be written beside it.
     """
@@ -205,6 +201,16 @@ def _refuse_unusable(out: Path) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "no file may be made there" if parent.is_dir() else "it is no folder"
         raise Refused(f"{out} cannot be written", f"{parent}: {why}", "Name a folder elsewhere")
+
+
+def write_folder(out: Path, model: Path, report: Mapping[str, Any]) -> None:
+    """Write an ONNX model with its external data, and a report, as `convert` does.
+
+    Raises:
+        Refused: the disk is full, or the folder cannot be written.
+        SourceError: the model's data has the name of the model that is written.
+    """
+    _write(out, _files(model), report)
 
 
 def _write(out: Path, files: Mapping[str, Path], report: Mapping[str, Any]) -> None:

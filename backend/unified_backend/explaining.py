@@ -26,9 +26,11 @@ from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import ways
 from unified_backend.forms.lowered import given, key_of_lowered, mixes_rows, precisions
 from unified_backend.forms.reference import ENGINES, PROFILED
+from unified_backend.forms.simplified import key_of_simplified, pays
 from unified_backend.gpus import gpu_of
 from unified_backend.model_keys import batching_key, canonical_key, engine_key
 from unified_backend.repository import chosen_filename, our_config, parameters_of, version_folder
+from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings, read_settings
 from unified_backend.stages.around import Around, surroundings
 from unified_backend.tensors import Signature
@@ -99,7 +101,8 @@ def explain_model(label: str, folder: Path, config: Mapping[str, Any], cache: Ca
         return Explanation(source, _entries_of_other(other, around, folder.parent, cache, lookup))
     canonical = canonical_key(source, settings, snapshot.digests, cache.store.memo)
     entry = lookup.explained("canonical", canonical)
-    return Explanation(source, [entry, *_entries_after(canonical, settings, around, folder.parent, lookup)])
+    after = _entries_after(canonical, settings, around, folder.parent, lookup, onnx=True)
+    return Explanation(source, [entry, *after])
 
 
 def _of_member(model: Path, cache: Cache) -> Iterator[Explained]:
@@ -130,7 +133,7 @@ def _entries_of_other(
         else:
             key = key_of_direct(other, way)
             mine = [lookup.explained(f"direct {way.name}", key)]
-            after = partial(_batching, key, around, lookup)
+            after = partial(_batching_of, key, around, lookup)
         if all(entry.state in ("cached", "remote") for entry in mine):
             return [*mine, *after()]
         entries += mine
@@ -138,18 +141,27 @@ def _entries_of_other(
 
 
 def _entries_after(
-    canonical: Key, settings: Settings, around: Around, model_dir: Path, lookup: _Lookup
+    canonical: Key, settings: Settings, around: Around, model_dir: Path, lookup: _Lookup, onnx: bool = False
 ) -> Iterator[Explained]:
-    """What a load looks up when it has the canonical model: the proof of batching, and the first usable engine."""
+    """What a load looks up when it has the canonical model: what is made of it, and the first usable engine.
+
+    Args:
+        onnx: the source is ONNX.
+    """
     if around.fragments:
         canonical = key_of_composed(canonical.digest, around.fragments)
         yield lookup.explained("composed", canonical)
+    facts = lookup.facts(canonical)
+    fixed = around.fixed(Signature.from_json(facts["signature"])) if facts else None
     full = canonical
+    if pays(settings, onnx or bool(around.fragments)):
+        canonical, entries = _simplified(canonical, fixed, lookup)
+        yield from entries
     if settings.lowers:
-        canonical, entries = _lowered(canonical, settings, around, model_dir, lookup)
+        canonical, entries = _lowered(canonical, settings, around, fixed, model_dir, lookup)
         yield from entries
     mixed = mixes_rows(canonical.fields.get("precision"), settings)
-    yield from _batching(canonical if mixed else full, around, lookup)
+    yield _batching(canonical if mixed else full, fixed, lookup)
     for name, engine in ENGINES.items():
         if settings.engine not in ("auto", name) or "onnx" not in engine.accepts:
             continue
@@ -165,15 +177,26 @@ def _entries_after(
         break  # the rungs below it are built only where it fails
 
 
+def _simplified(canonical: Key, fixed: FixedDims | None, lookup: _Lookup) -> tuple[Key, list[Explained]]:
+    """The entry of the simplified model, and the key of the model from there on."""
+    if fixed is None:
+        return canonical, [_untold("simplified")]
+    key = key_of_simplified(canonical.digest, fixed)
+    found = lookup.facts(key)
+    return (canonical if found and found["why"] is not None else key), [lookup.explained("simplified", key)]
+
+
 def _lowered(
-    canonical: Key, settings: Settings, around: Around, model_dir: Path, lookup: _Lookup
+    canonical: Key,
+    settings: Settings,
+    around: Around,
+    fixed: FixedDims | None,
+    model_dir: Path,
+    lookup: _Lookup,
 ) -> tuple[Key, list[Explained]]:
-    """The entry of the model in the precision that is asked for, and the key of the model that engines are made of."""
-    facts = lookup.facts(canonical)
-    if facts is None:
-        reason = "it depends on the model's inputs, which the canonical entry will tell"
-        return canonical, [Explained("precision", None, "unknown", reason)]
-    fixed = around.fixed(Signature.from_json(facts["signature"]))
+    """The entries of the model in the precisions that are tried, and the key of the model from there on."""
+    if fixed is None:
+        return canonical, [_untold("precision")]
     samples, calibration = given(lookup.label, settings, model_dir, lookup.memo)
     entries = []
     for precision in precisions(settings, bool(calibration)):
@@ -185,13 +208,19 @@ def _lowered(
     return canonical, entries
 
 
-def _batching(canonical: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
-    if facts := lookup.facts(canonical):
-        fixed = around.fixed(Signature.from_json(facts["signature"]))
-        yield lookup.explained("batching", batching_key(canonical.digest, fixed))
-    else:
-        reason = "it depends on the model's inputs, which the canonical entry will tell"
-        yield Explained("batching", None, "unknown", reason)
+def _batching(canonical: Key, fixed: FixedDims | None, lookup: _Lookup) -> Explained:
+    return _untold("batching") if fixed is None else lookup.explained("batching", batching_key(canonical.digest, fixed))
+
+
+def _batching_of(direct: Key, around: Around, lookup: _Lookup) -> Iterator[Explained]:
+    """Of a source that an engine takes as it is."""
+    facts = lookup.facts(direct)
+    yield _batching(direct, around.fixed(Signature.from_json(facts["signature"])) if facts else None, lookup)
+
+
+def _untold(name: str) -> Explained:
+    reason = "it depends on the model's inputs, which the canonical entry will tell"
+    return Explained(name, None, "unknown", reason)
 
 
 class _Lookup:

@@ -31,6 +31,7 @@ from unified_backend.forms.ladder import find
 from unified_backend.forms.lowered import lowered, mixes_rows
 from unified_backend.forms.profiled import with_profiles
 from unified_backend.forms.reference import ENGINES, Reference, canonical_of_onnx
+from unified_backend.forms.simplified import pays, simplified
 from unified_backend.gpus import Gpu
 from unified_backend.lookups import Lookup, Report
 from unified_backend.model_keys import batching_key
@@ -53,7 +54,8 @@ class Described:
     """A model that is understood and not yet running: what auto_complete_config needs.
 
     Attributes:
-        canonical: what engines are built from, fragments composed onto it.
+        canonical: what engines are built from, fragments composed onto it, simplified where that pays, in the precision
+            asked for.
         around: the stages around the engine.
         lookups: outputs that are looked up in what the engine gives.
         signature: what requests bring and get.
@@ -144,16 +146,23 @@ def describe(
             reference = Reference(label, settings)
         signature = around.signature(canonical.signature, lookups)
         fixed = around.fixed(canonical.signature)
-        full, whole = canonical, reference
-        canonical = lowered(full, settings, around, fixed, folder.parent, lookup)
-        if canonical.digest != full.digest:
-            reference = Reference(label, settings)
+    canonical = dataclasses.replace(canonical, fixed=fixed)
+    full, whole = canonical, reference
+    if canonical.format == "onnx" and pays(settings, source.format == "onnx" or bool(around.fragments)):
+        with report.phase("simplify"):
+            made = simplified(canonical, lookup, reference)
+            canonical, reference = made.canonical, made.reference
+    if settings.lowers:
+        with report.phase("precision"):
+            cheaper = lowered(canonical, settings, around, folder.parent, lookup)
+            reference = reference if cheaper.digest == canonical.digest else Reference(label, settings)
+            canonical = cheaper
     with report.phase("prove"):
         judged = (canonical, reference) if mixes_rows(canonical.precision, settings) else (full, whole)
         batching = _batching(judged[0], fixed, lookup, judged[1])
     completed, notes = complete(label, config, signature, batching, default_max_batch_size(), max_batch_size_given)
     report.notes.extend((*canonical.notes, *notes))
-    canonical = dataclasses.replace(canonical, fixed=fixed, max_batch_size=int(completed["max_batch_size"]))
+    canonical = dataclasses.replace(canonical, max_batch_size=int(completed["max_batch_size"]))
     with report.phase("prove"):
         settings = with_profiles(canonical, settings, completed, lookup, reference)
     return Described(source, snapshot, settings, canonical, around, lookups, signature, batching, completed, report)

@@ -15,6 +15,7 @@ from unified_backend.cli.convert import convert
 from unified_backend.cli.doctor import doctor
 from unified_backend.cli.inspect import inspect
 from unified_backend.cli.install import install, uninstall
+from unified_backend.cli.optimize import optimize
 from unified_backend.cli.serve import ServeCommand, serve
 from unified_backend.errors import UnifiedError
 from unified_backend.stopping import clean_up_when_stopped
@@ -35,6 +36,7 @@ app.command()(uninstall)
 app.command()(check)
 app.command()(inspect)
 app.command()(convert)
+app.command()(optimize)
 app.command()(doctor)
 app.command()(build)
 app.add_typer(cache.app, name="cache")

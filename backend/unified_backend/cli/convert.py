@@ -22,7 +22,7 @@ from unified_backend.exports.writing import FILES
 from unified_backend.loading import ENGINES
 from unified_backend.settings import Settings, is_session_option, read_settings
 
-__all__ = ["convert"]
+__all__ = ["HEADINGS", "cells", "convert", "pair"]
 
 # Parameters of config.pbtxt that say what the model becomes, and none of how it is served.
 _PARAMETERS = (
@@ -30,7 +30,7 @@ _PARAMETERS = (
     *("conversion_seconds", "conversion_memory", "custom_op_library"),
     *("method", "arguments", "stateful"),
 )
-_HEADINGS = ("output", "batch", "max abs", "max rel", "cosine", "top-1", "tolerance", "result")
+HEADINGS = ("output", "batch", "max abs", "max rel", "cosine", "top-1", "tolerance", "result")
 
 
 def convert(
@@ -75,7 +75,7 @@ def convert(
         raise Refused("--out names the current folder", "the files would lie among others", "Name a folder for them")
     options = {"signature": signature, "tags": ",".join(tags or ()), "inputs": inputs, "outputs": outputs}
     options["opset"] = None if opset is None else str(opset)
-    given = {**dict(map(_pair, parameters or ())), **{name: value for name, value in options.items() if value}}
+    given = {**dict(map(pair, parameters or ())), **{name: value for name, value in options.items() if value}}
     if unknown := [name for name in given if name not in _PARAMETERS and not is_session_option(name)]:
         why = "it is none of a model's parameters, or one that says how it is served"
         raise Refused(f'parameter "{unknown[0]}" has no effect here', why, f"Choose of {', '.join(_PARAMETERS)}")
@@ -99,7 +99,12 @@ def convert(
         raise typer.Exit(1)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """A `--parameter`: its name and value.
+
+    Raises:
+        Refused: it has not got both.
+    """
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise Refused(f'"{text}" is no parameter', "it has no name and value", "Write --parameter NAME=VALUE")
@@ -115,7 +120,7 @@ def _print(report: Mapping[str, Any], out: Path, settings: Settings, seconds: fl
         facts["compared with"] = report["reference"]
     facts |= {f"note {number}": note for number, note in enumerate(report["notes"], 1)}
     print_facts(facts)
-    print_rows(_HEADINGS, map(_cells, report["verified"]), right=_HEADINGS[1:-1])
+    print_rows(HEADINGS, map(cells, report["verified"]), right=HEADINGS[1:-1])
     if export := report.get("export"):
         _print_export(export)
     if report["passed"] or settings.verify == "warn":
@@ -139,10 +144,12 @@ def _print_export(export: Mapping[str, Any]) -> None:
         "accepted": f"{accepted}: {export['tolerance_reason']}",
     }
     print_facts(facts | {f"note on {export['to']}": note for note in export["notes"]})
-    print_rows(_HEADINGS, map(_cells, export["verified"]), right=_HEADINGS[1:-1])
+    print_rows(HEADINGS, map(cells, export["verified"]), right=HEADINGS[1:-1])
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One output's errors on one sample, as the row under HEADINGS."""
+
     def number(value: Any, form: str = ".1e") -> str:
         return "-" if value is None else value if isinstance(value, str) else format(value, form)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified_backend.conversion.batch import free_batch
@@ -20,7 +19,6 @@ __all__ = [
     "for_every_engine",
     "free_batch",
     "repair",
-    "simplified",
     "unknown_operators",
 ]
 
@@ -101,26 +99,6 @@ def for_every_engine(model: onnx.ModelProto) -> list[str]:
                 if entry.domain == "":
                     entry.version = min(entry.version, MAX_OPSET)
     return changes
-
-
-def simplified(path: Path) -> onnx.ModelProto:
-    """A model without what a converter wrote only because it did not know better, by onnxsim.
-
-    What depends on constants alone is computed: shapes put together node by node (basic-pitch: 237 nodes before, 177
-    after), pads of nothing (a face detector: 209 and 167), normalisations folded into convolutions, and transposes
-    that undo each other. It takes 0.1 s, and two seconds to import: it is called in a toolchain alone, never where
-    models are served.
-
-    Args:
-        path: the ONNX file, its external data beside it.
-
-    Raises:
-        Exception: of any type; onnxsim's own, or of what it calls.
-    """
-    import onnxsim
-
-    model: onnx.ModelProto = onnxsim.simplify(str(path))[0]
-    return model
 
 
 def _undeclare_scalars(graph: onnx.GraphProto) -> int:

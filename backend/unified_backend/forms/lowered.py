@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,6 @@ class _Job:
     canonical: Canonical
     settings: Settings
     around: Around
-    fixed: FixedDims
     samples: Files
     calibration: Files
     lookup: Lookup
@@ -75,9 +75,7 @@ class _Job:
                 before.stage.close()
 
 
-def lowered(
-    canonical: Canonical, settings: Settings, around: Around, fixed: FixedDims, model_dir: Path, lookup: Lookup
-) -> Canonical:
+def lowered(canonical: Canonical, settings: Settings, around: Around, model_dir: Path, lookup: Lookup) -> Canonical:
     """The model in the precision that the settings ask for, or as it is.
 
     Args:
@@ -91,10 +89,12 @@ def lowered(
     if not settings.lowers or canonical.format != "onnx":
         return canonical
     memo = lookup.cache.store.memo
-    job = _Job(canonical, settings, around, fixed, *given(canonical.label, settings, model_dir, memo), lookup)
+    job = _Job(canonical, settings, around, *given(canonical.label, settings, model_dir, memo), lookup)
     notes = list(canonical.notes)
     for precision in precisions(settings, bool(job.calibration)):
-        key = key_of_lowered(canonical.digest, precision, settings, around, fixed, job.samples, job.calibration)
+        key = key_of_lowered(
+            canonical.digest, precision, settings, around, canonical.fixed, job.samples, job.calibration
+        )
         entry = lookup(key, partial(_kept, job, precision))
         notes.append(str(entry.facts["note"]))
         if entry.facts["failure"]:
@@ -189,7 +189,7 @@ def _kept(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         if job.settings.precision != "auto":
             raise
         for path in folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         return {"failure": True, "already": False, "note": f"precision {precision} is not taken: {error.why}"}
 
 
@@ -202,7 +202,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     if data:
         samples = [answered(full, one, None) for one in split(data)[1]]
     else:
-        samples = samples_of(full, job.fixed, [path for path, _ in job.samples])
+        samples = samples_of(full, job.canonical.fixed, [path for path, _ in job.samples])
     if not samples and settings.verify == "strict":
         raise VerificationError(
             f"{label}: the model in {precision.upper()} cannot be compared with FP32",

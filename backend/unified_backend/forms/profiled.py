@@ -17,7 +17,7 @@ from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.verification import Sample, samples_of
 
-__all__ = ["samples_within", "with_profiles"]
+__all__ = ["profiles_wanted", "samples_within", "with_profiles"]
 
 
 def with_profiles(
@@ -32,10 +32,8 @@ def with_profiles(
     Raises:
         ConfigError: the parameter `shapes` does not fit the model.
     """
-    written, gpu = settings.tensorrt.shapes, settings.gpu
-    usable = gpu is not None and canonical.format == "onnx"
-    if gpu is not None and gpu.index >= 0:  # one that is not here is built for, not used
-        usable &= any(settings.engine in ("auto", name) and not ENGINES[name].unusable(gpu) for name in PROFILED)
+    written = settings.tensorrt.shapes
+    usable = canonical.format == "onnx" and profiles_wanted(settings)
     if not usable and not written:
         return settings
     batched = canonical.max_batch_size > 0
@@ -56,6 +54,16 @@ def with_profiles(
             raise
         return settings  # the engines say that they have no profile, and the next rung is tried
     return dataclasses.replace(settings, profiles=profiles)
+
+
+def profiles_wanted(settings: Settings) -> bool:
+    """Whether one of the engines that build for profiles may be taken."""
+    gpu = settings.gpu
+    if gpu is None:
+        return False
+    if gpu.index < 0:  # one that is not here is built for, not used
+        return True
+    return any(settings.engine in ("auto", name) and not ENGINES[name].unusable(gpu) for name in PROFILED)
 
 
 def samples_within(settings: Settings, canonical: Canonical, fixed: FixedDims, reference: Reference) -> list[Sample]:

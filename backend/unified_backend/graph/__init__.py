@@ -1,1 +1,1 @@
-"""ONNX graphs into better ones: in a lower precision, quantised. Functions of a model, which know no settings."""
+"""ONNX graphs into better ones: simplified, in a lower precision, quantised; functions that know no settings."""

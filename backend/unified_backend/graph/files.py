@@ -1,19 +1,16 @@
-"""ONNX models with all their weights, read from and written to a folder."""
+"""ONNX models with all their weights, read from and written to a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unified_backend.graph.saving import LARGE, MODEL, save
+
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["MODEL", "read_whole", "write_whole"]
-
-MODEL = "model.onnx"
-_DATA = "model.onnx.data"
-# Bytes of weights from which they lie in a file beside the model: one protobuf message holds 2^31.
-_LARGE = 2**27
 
 
 def read_whole(path: Path) -> onnx.ModelProto:
@@ -25,8 +22,5 @@ def read_whole(path: Path) -> onnx.ModelProto:
 
 def write_whole(model: onnx.ModelProto, path: Path) -> None:
     """Write a model that holds its weights, large ones into a file beside it; the model is not used afterwards."""
-    import onnx
-
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGE
-    data = _DATA if path.name == MODEL else f"{path.name}.data"
-    onnx.save_model(model, str(path), save_as_external_data=large, location=data, size_threshold=1024)
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGE
+    save(model, path.parent, {} if large else None, path.name)

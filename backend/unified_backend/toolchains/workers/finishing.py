@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unified_backend.conversion.interface import publish
-from unified_backend.conversion.repair import repair, simplified, unknown_operators
+from unified_backend.conversion.repair import repair, unknown_operators
 from unified_backend.errors import ConversionError
+from unified_backend.graph.saving import LARGE, MODEL, save
+from unified_backend.graph.simplifying import simplified
 from unified_backend.tensors import TensorSpec
 from unified_backend.toolchains.workers.messages import first_line
 
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["LARGE", "MODEL", "finish", "save", "simplify"]
-
-MODEL, DATA = "model.onnx", "model.onnx.data"
-_LARGE_TENSOR = 256  # values; smaller ones stay in the model
-# Bytes of weights from which they lie in a file beside the model, long before one protobuf message would not hold them
-# (2^31): what handles the graph then copies less.
-LARGE = 2**27
+__all__ = ["finish", "simplify"]
 
 
 def finish(
@@ -62,31 +53,6 @@ def finish(
     return [*repairs, *simplify(path.parent, external)]
 
 
-def save(model: onnx.ModelProto, folder: Path, data: Mapping[str, bytes] | None = None) -> None:
-    """Write the model and have it checked.
-
-    Args:
-        data: given, large tensors are written into a file beside the model: the values that are here under a tensor's
-            external location, as tf2onnx hands them over, and those in the model.
-    """
-    import onnx
-    from onnx.external_data_helper import set_external_data
-
-    path = folder / MODEL
-    if data is not None:
-        with (folder / DATA).open("wb") as file:
-            for tensor in _large(model, data):
-                values = data[tensor.external_data[0].value] if tensor.external_data else _bytes(tensor)
-                offset = file.tell()
-                file.write(values)
-                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
-                tensor.raw_data = b""
-                set_external_data(tensor, DATA, offset=offset, length=len(values))
-                tensor.ClearField("raw_data")
-    path.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(str(path))
-
-
 def simplify(folder: Path, external: bool) -> list[str]:
     """Write the model simplified in place of what it was; what was done, or why it stays as it was.
 
@@ -110,22 +76,3 @@ def simplify(folder: Path, external: bool) -> list[str]:
     for file in trial.iterdir():
         file.replace(folder / file.name)
     return [f"simplified: {before} nodes before, {len(model.graph.node)} after"]
-
-
-def _large(model: onnx.ModelProto, data: Mapping[str, bytes]) -> list[onnx.TensorProto]:
-    """Tensors whose values are in `data`, and initializers that are worth a place outside the model."""
-    from onnx import TensorProto
-    from onnx.external_data_helper import _get_all_tensors
-
-    handed = [tensor for tensor in _get_all_tensors(model) if tensor.external_data]
-    inside = [tensor for tensor in model.graph.initializer if not tensor.external_data]
-    return [
-        *(tensor for tensor in handed if tensor.external_data[0].value in data),
-        *(t for t in inside if t.data_type != TensorProto.STRING and math.prod(t.dims) >= _LARGE_TENSOR),
-    ]
-
-
-def _bytes(tensor: onnx.TensorProto) -> bytes:
-    from onnx import numpy_helper
-
-    return tensor.raw_data or numpy_helper.to_array(tensor).tobytes()

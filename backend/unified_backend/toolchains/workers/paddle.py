@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from unified_backend.errors import ConfigError, ConversionError
+from unified_backend.graph.saving import MODEL
 from unified_backend.tensors import Array, TensorSpec
 from unified_backend.toolchains.workers.answering import answers, write
-from unified_backend.toolchains.workers.finishing import MODEL, finish
+from unified_backend.toolchains.workers.finishing import finish
 from unified_backend.toolchains.workers.messages import first_line
 
 __all__ = ["work"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unified_backend.graph.saving import LARGE
 from unified_backend.toolchains.workers.answering import answers, signature_of, write
-from unified_backend.toolchains.workers.finishing import LARGE
 from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tensorflow_damage import damage_told
 from unified_backend.toolchains.workers.tensorflow_export import Exported, export

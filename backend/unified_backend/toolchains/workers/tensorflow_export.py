@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from unified_backend.conversion.interface import publish
 from unified_backend.conversion.repair import repair, unknown_operators
+from unified_backend.graph.saving import MODEL, save
 from unified_backend.tensors import Signature
-from unified_backend.toolchains.workers.finishing import MODEL, save, simplify
+from unified_backend.toolchains.workers.finishing import simplify
 from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tensorflow_graph import Ends, bind
 from unified_backend.toolchains.workers.tensorflow_sources import Frozen

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from unified_backend.errors import ConfigError, ConversionError
+from unified_backend.graph.saving import MODEL
 from unified_backend.tensors import Signature, TensorSpec
 from unified_backend.toolchains.workers.answering import Answered, answers, write
-from unified_backend.toolchains.workers.finishing import MODEL, finish
+from unified_backend.toolchains.workers.finishing import finish
 from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.torch_sources import OPENERS, Asked, Opened
 from unified_backend.toolchains.workers.torch_tensors import tensor_from

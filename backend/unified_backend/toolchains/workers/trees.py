@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import ConfigError
+from unified_backend.graph.saving import MODEL
 from unified_backend.tensors import TensorSpec
 from unified_backend.toolchains.workers.answering import answers, write
-from unified_backend.toolchains.workers.finishing import MODEL, finish
+from unified_backend.toolchains.workers.finishing import finish
 from unified_backend.toolchains.workers.messages import first_line
 from unified_backend.toolchains.workers.tree_sources import OPENERS, Opened
 
