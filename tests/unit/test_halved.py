@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -189,6 +190,23 @@ def test_bf16_runs_where_there_are_kernels_and_is_refused_elsewhere(tmp_path):
     np.testing.assert_allclose(answer, expected, atol=2e-2 * np.abs(expected).max())
     with pytest.raises(EngineError, match="onnxruntime: it has no BF16 kernels for CPUs"):
         loaded(tmp_path, MLP, precision="bf16", engine="onnxruntime")
+
+
+def test_check_and_the_entry_tell_the_precision(tmp_path):
+    folder = tmp_path / "models" / "net.unified" / "1"
+    folder.mkdir(parents=True)
+    onnx.save(onnx.parser.parse_model(MLP.replace("Relu(a)", "Exp(a)")), folder / "model.onnx")
+    assert printed(tmp_path, "check", folder.parent)["precision"] == "as it came"
+    (folder.parent / "config.pbtxt").write_text('parameters { key: "precision" value { string_value: "fp16" } }')
+    shown = printed(tmp_path, "check", folder.parent)
+    assert shown["precision"] == "fp16"
+    assert "1 nodes, 1 kept in FP32 (Exp_1: Exp stays in FP32); off by " in "".join(shown["notes"])
+    (entry,) = tmp_path.glob("cache/entries/precision/*/*/manifest.json")
+    facts = json.loads(entry.read_text())["facts"]
+    assert facts["precision"] == "fp16"
+    assert facts["kept"] == {"Exp_1": "Exp stays in FP32"}
+    assert {row["output"] for row in facts["verified"]} == {"y"}
+    assert not list(entry.parent.glob("judge*"))
 
 
 def test_a_model_that_is_no_onnx_is_not_served_in_another_precision(tmp_path):

@@ -253,7 +253,8 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         half: Half = "fp16" if precision == "fp16" else "bf16"
         facts = halved(job.canonical, settings, half, samples, judge, folder)
     if facts.get("already"):
-        note = f"precision {precision}: the model came in it, and is kept so"
+        came = "is quantised as it came" if precision == "int8" else "came in it"
+        note = f"precision {precision}: the model {came}, and is kept so"
     else:
         note = f"precision {precision}: {facts['nodes']} nodes, {_left(facts['kept'])}; {_told(rows)}"
     logger.info('lowered model=%s precision=%s note="%s"', label, precision, note)

@@ -108,11 +108,13 @@ class ModelInstance:
         # What nothing will replace is called without a detour.
         self.execute = self._swap.execute if loaded.put_off else executor.execute
         logger.info(
-            "loaded model=%s instance=%s format=%s engine=%s max_batch_size=%d threads=%d requests=%s %s",
+            "loaded model=%s instance=%s format=%s engine=%s computes_in=%s "
+            "max_batch_size=%d threads=%d requests=%s %s",
             label,
             args["model_instance_name"],
             described.source.format,
             loaded.engine,
+            described.canonical.precision or "as-it-came",
             config["max_batch_size"],
             loaded.threads.intra_op,
             "concatenated" if plan.concatenate else "looped",
