@@ -15,18 +15,20 @@ from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.reference import open_reference
 from unified_backend.formats.onnx import Onnx, read_model
+from unified_backend.forms.lowered import lowered, sensitivity
 from unified_backend.forms.reference import Reference
 from unified_backend.forms.simplified import TOLERANCE, simplified
 from unified_backend.graph.operators import census, changes, foreign
 from unified_backend.loading import Described, describe
 from unified_backend.lookups import Lookup
 from unified_backend.repository import our_config, version_folder, versions
-from unified_backend.settings import Settings
+from unified_backend.settings import Settings, read_settings
 from unified_backend.verification import Compared, Sample, samples_of, verify
 
 __all__ = ["Optimised", "optimise"]
 
 _ENGINE = OnnxRuntime()
+_LOWERING = ("precision", "exclude", "calibration", "calibration_method")  # parameters of what comes after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +39,28 @@ class Optimised:
     report: dict[str, Any]
 
 
-def optimise(model: Path, given: Mapping[str, str], cache: Cache) -> Optimised:
-    """Optimise a model as far as its parameter `graph_optimization` says.
+def optimise(model: Path, given: Mapping[str, str], cache: Cache, with_layers: bool = False) -> Optimised:
+    """Optimise a model as far as its parameters `graph_optimization` and `precision` say.
 
     Args:
         model: a file, a folder that holds one, or a model's directory in a repository, whose config counts then.
         given: parameters of config.pbtxt, in place of those of the config.
         cache: what it holds is not made again, and what is made stays there for loads.
+        with_layers: also quantise each layer alone, and say what that costs.
 
     Returns:
-        the model, and a report of JSON values: `model`, `format`, `level`, `notes`; and `steps`, each with `name`,
-        `portable`, `nodes`, `operators`, `initializers`, `bytes`, `seconds`, and, but for the first, the `changes` from
-        the step before, `outside_onnx`: operators that not every engine has, and `verified`: the answers compared with
-        those of the first.
+        the model, and a report of JSON values: `model`, `format`, `level`, `notes`; `layers`, the worst first, each
+        with `layer`, `operator`, `max_rel`, `cosine`; and `steps`, each with `name`, `portable`, `nodes`, `operators`,
+        `initializers`, `bytes`, `seconds`, and, but for the first, the `changes` from the step before, `outside_onnx`:
+        operators that not every engine has, and `verified`: the answers compared with those of the first, or of the
+        lowered model.
 
     Raises:
         SourceError: no model, several, or one that cannot be read.
         ConfigError: a parameter is wrong.
         EngineError, ConversionError, ToolchainError: it is not ONNX, and cannot be converted to it.
     """
-    described = _described(model, given, cache)
+    described, folder, lowering = _described(model, given, cache)
     canonical, settings = described.canonical, described.settings
     lookup = Lookup(canonical.label, described.snapshot, settings, cache, described.report)
     reference = Reference(canonical.label, settings)
@@ -74,7 +78,21 @@ def optimise(model: Path, given: Mapping[str, str], cache: Cache) -> Optimised:
             rows = verify(runner, samples, TOLERANCE)
             runner.close()
             steps.append(_step("simplified", path, seconds, canonical.path, rows))
-            canonical = dataclasses.replace(canonical, path=path)
+            canonical = dataclasses.replace(canonical, path=path, digest=made.canonical.digest)
+    layers: list[Mapping[str, Any]] = []
+    if lowering.lowers:
+        names = {name: getattr(lowering, name) for name in _LOWERING}
+        settings = dataclasses.replace(settings, **names)
+        lookup = dataclasses.replace(lookup, settings=settings)
+        if with_layers:
+            layers = sensitivity(canonical, settings, described.around, folder.parent, lookup)
+        lower = lowered(canonical, settings, described.around, folder.parent, lookup)
+        described.report.notes.extend(lower.notes)
+        if lower.digest != canonical.digest:
+            steps.append(_lowered_step(lower, canonical.path, cache))
+            canonical = lower
+            samples = samples_of(Reference(canonical.label, settings).runner(canonical), canonical.fixed)
+    if settings.graph_optimization != "none":
         steps.append(_engine_step(canonical, settings, samples))
     notes = list(dict.fromkeys(described.report.notes))
     if not samples:
@@ -85,20 +103,28 @@ def optimise(model: Path, given: Mapping[str, str], cache: Cache) -> Optimised:
         "level": settings.graph_optimization,
         "notes": notes,
         "steps": steps,
+        "layers": layers,
         "passed": all(row["passed"] for step in steps for row in step["verified"]),
     }
     return Optimised(canonical.path, report)
 
 
-def _described(model: Path, given: Mapping[str, str], cache: Cache) -> Described:
-    """The model on the way that ends in ONNX, whatever engine its config prefers."""
+def _described(model: Path, given: Mapping[str, str], cache: Cache) -> tuple[Described, Path, Settings]:
+    """The model as it came, on the way that ends in ONNX whatever engine its config prefers.
+
+    Returns:
+        its version folder, and settings that say what is asked for of its precision, too.
+    """
     if model.is_dir() and versions(model):
         label, folder = version_folder(model, None)
         config = our_config(label, model)
     else:
         label, folder = model.name, model if model.is_dir() else model.parent
         config = {} if model.is_dir() else _with_parameters({}, {"source": model.name})
-    return describe(label, folder, _with_parameters(config, {**given, "engine": _ENGINE.name}), cache)
+    config = _with_parameters(config, {**given, "engine": _ENGINE.name})
+    parameters = config["parameters"]
+    lowering = {name: parameters.pop(name)["string_value"] for name in _LOWERING if name in parameters}
+    return describe(label, folder, config, cache), folder, read_settings(label, lowering, ())
 
 
 def _with_parameters(config: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
@@ -117,6 +143,13 @@ def _engine_step(canonical: Canonical, settings: Settings, samples: Sequence[Sam
         runner.close()
         name = f"{_ENGINE.name} {settings.graph_optimization}"
         return _step(name, next(folder.glob("*.onnx")), seconds, canonical.path, rows)
+
+
+def _lowered_step(lower: Canonical, before: Path, cache: Cache) -> dict[str, Any]:
+    """The model in the precision, compared when it was made."""
+    manifest = next(entry.manifest for entry in cache.store.entries() if entry.manifest.key.digest == lower.digest)
+    step = _step(f"precision {lower.precision}", lower.path, float(manifest.made["seconds"]), before)
+    return {**step, "verified": manifest.facts["verified"]}
 
 
 def _step(

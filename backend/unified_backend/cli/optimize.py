@@ -20,6 +20,7 @@ from unified_backend.optimising import optimise
 
 __all__ = ["optimize"]
 
+_LAYERS = ("layer quantised alone", "operator", "max rel", "1 - cosine")
 _STEPS = ("step", "nodes", "initializers", "size", "seconds", "portable")
 
 
@@ -30,6 +31,13 @@ def optimize(
     level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="graph_optimization: none, basic, extended or all.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="PRECISION", help="precision: fp32, tf32, fp16, bf16, int8 or auto.")
+    ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="Quantise each layer alone: what does it cost?"),
+    ] = False,
     parameters: Annotated[
         list[str] | None,
         typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of config.pbtxt; repeatable."),
@@ -49,10 +57,13 @@ def optimize(
 
     Example:
 
-    triton-unified optimize models/detector.unified --level extended
+    triton-unified optimize models/detector.unified --precision int8 --layers
     """
     model = named(model)
     given = dict(map(pair, parameters or ())) | ({"graph_optimization": level} if level is not None else {})
+    given |= {"precision": precision} if precision is not None else {}
+    if layers and given.get("precision") != "int8":
+        raise Refused("--layers has no effect here", "it quantises layers", "Add --precision int8")
     if "engine" in given:
         raise Refused('parameter "engine" has no effect here', "every step is shown", "Leave it out")
     if out:
@@ -62,7 +73,7 @@ def optimize(
     logs.to_standard_error(logging.WARNING)
     with translated(cache):
         try:
-            done = optimise(model.absolute(), given, cache)
+            done = optimise(model.absolute(), given, cache, layers)
         except ConfigError as error:
             raise Refused(error.what, error.why, error.do) from None
         if out:
@@ -86,6 +97,12 @@ def _print(report: Mapping[str, Any]) -> None:
     operators = sorted({name for step in steps for name in step["operators"]})
     rows = [[name, *(str(step["operators"].get(name, "-")) for step in steps)] for name in operators]
     print_rows(("operator", *names), rows, right=names)
+    if report["layers"]:
+        rows = [
+            [row["layer"], row["operator"], f"{row['max_rel']:.1e}", f"{1 - row['cosine']:.1e}"]
+            for row in report["layers"]
+        ]
+        print_rows(_LAYERS, rows, right=_LAYERS[2:])
     compared = [[step["name"], *cells(row)] for step in steps for row in step["verified"]]
     if compared:
         print_rows(("step", *HEADINGS), compared, right=HEADINGS[1:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from unified_backend.errors import ConfigError, SourceError, VerificationError
 from unified_backend.formats.onnx import read_model
 from unified_backend.forms.foreign import samples_in
 from unified_backend.forms.halved import JUDGE, halved
-from unified_backend.forms.quantised import Quantising, quantised, scheme_of, split
+from unified_backend.forms.quantised import Quantising, layers_of, quantised, scheme_of, split
 from unified_backend.graph.cast import Half
 from unified_backend.graph.files import MODEL
 from unified_backend.graph.nodes import matches, named
@@ -33,7 +34,7 @@ from unified_backend.stages.around import Around
 from unified_backend.tensors import Array
 from unified_backend.verification import Compared, answered, require, samples_of, verify
 
-__all__ = ["given", "key_of_lowered", "lowered", "mixes_rows", "precisions"]
+__all__ = ["given", "key_of_lowered", "lowered", "mixes_rows", "precisions", "sensitivity"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,22 @@ def lowered(canonical: Canonical, settings: Settings, around: Around, model_dir:
                 judge=judge,
             )
     return dataclasses.replace(canonical, notes=tuple(notes))
+
+
+def sensitivity(
+    canonical: Canonical, settings: Settings, around: Around, model_dir: Path, lookup: Lookup
+) -> list[Mapping[str, Any]]:
+    """What quantising each layer alone costs; see `layers_of`.
+
+    Raises:
+        ConfigError: the calibration data cannot be used, or there is none.
+    """
+    files = given(canonical.label, settings, model_dir, lookup.cache.store.memo)
+    job = _Job(canonical, settings, around, *files, lookup)
+    data = job.data()
+    what = Quantising(canonical, settings, data, _data_key(job.calibration, around), lookup)
+    with tempfile.TemporaryDirectory(prefix="triton-unified-") as folder:
+        return layers_of(what, split(data)[1], Path(folder))
 
 
 def mixes_rows(precision: str | None, settings: Settings) -> bool:

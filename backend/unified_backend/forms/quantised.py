@@ -94,7 +94,7 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
         if table is None:
             return {"already": True, "nodes": 0, "kept": {}}
         job["table"] = str(table)
-    rows: list[dict[str, Any]] = []
+    rows: list[Mapping[str, Any]] = []
     kept: dict[str, str] = {}
     step = 0
     while True:
@@ -132,7 +132,7 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
         }
 
 
-def layers_of(what: Quantising, checked: Sequence[Feeds], folder: Path) -> list[dict[str, Any]]:
+def layers_of(what: Quantising, checked: Sequence[Feeds], folder: Path) -> list[Mapping[str, Any]]:
     """Each layer quantised alone: `layer`, `operator`, `max_rel`, `cosine` of the outputs; the worst first.
 
     Args:

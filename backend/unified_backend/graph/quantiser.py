@@ -29,6 +29,7 @@ _BETWEEN = (
     *("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Pad", "Relu", "Reshape"),
     *("Squeeze", "Transpose", "Unsqueeze"),
 )
+_ACTIVATIONS = ("Clip", "Relu")
 _DONE = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 _MOST_LAYERS = 300
 
@@ -137,7 +138,7 @@ def _sensitive(
     for number, name in enumerate(layers[:_MOST_LAYERS]):
         if number % 10 == 0:
             tell(f"layer {number + 1} of {len(layers)}")
-        _write(prepared, folder / QUANTISED, job, only=[name])
+        _write(prepared, folder / QUANTISED, job, only=[name, *_after(model, name)])
         answers = _run(folder / QUANTISED, feeds)
         pairs = [(a, b) for one, other in zip(expected, answers, strict=True) for a, b in zip(one, other, strict=True)]
         worst = max((_relative(a, b) for a, b in pairs), default=0.0)
@@ -166,7 +167,7 @@ def _write(
         prepared,
         out,
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=[*LAYERS, *([] if only else _BETWEEN)],
+        op_types_to_quantize=[*LAYERS, *(_ACTIVATIONS if only else _BETWEEN)],
         per_channel=True,
         # Without VNNI two products of 8 bits may saturate the 16 bits that they are added in.
         reduce_range=job["scheme"] == "u8s7",
@@ -207,6 +208,12 @@ def _before(model: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
                 found[node.name] = None
                 waiting.append(node)
     return list(found)
+
+
+def _after(model: onnx.ModelProto, layer: str) -> list[str]:
+    """The activation that a layer is quantised with."""
+    made = {name for node in model.graph.node if node.name == layer for name in node.output}
+    return [node.name for node in model.graph.node if node.op_type in _ACTIVATIONS and made & set(node.input)]
 
 
 def _feeds(files: Sequence[str]) -> Iterator[dict[str, Array]]:
