@@ -6,6 +6,11 @@ import numpy as np
 import tritonclient.http as httpclient
 from helpers import UNIFIED, Triton
 from models import parsed
+from photographs import encoded
+from real_models import path as real_path
+from skimage import data
+from torch_real_models import path as torch_model
+from transports import over_grpc
 
 # 4096 leaves FP16 steps of 4: nothing is left of what was added.
 LOST = "{ c = Constant<value = float[1] {4096.0}>() a = Add (X, c) Y = Sub (a, c) }"
@@ -64,3 +69,46 @@ def test_a_precision_that_answers_otherwise_is_refused_and_never_served_in_fp32(
     with triton.serving("automatic", model(LOST), precision("auto")) as name:  # on a CPU nothing is lowered
         x = np.full((1, 4), 0.25, np.float32)
         np.testing.assert_array_equal(answer(triton, name, x), x)
+
+
+PICTURES = (
+    *("astronaut", "camera", "cat", "chelsea", "clock", "coffee", "coins", "hubble_deep_field", "logo", "moon", "page"),
+    *("retina", "rocket", "text"),
+)
+
+
+def photographs() -> dict[str, bytes]:
+    """scikit-image's pictures and scikit-learn's, as JPEG, of many sizes."""
+    pictures = {name: getattr(data, name)() for name in PICTURES}
+    made = {name: encoded(np.stack([one] * 3, -1) if one.ndim == 2 else one[..., :3]) for name, one in pictures.items()}
+    for name in ("china", "flower"):
+        made[name] = real_path("scikit-learn", f"datasets/images/{name}.jpg").read_bytes()
+    return made
+
+
+def test_a_classifier_calibrated_on_photographs_names_what_it_named_in_fp32(triton: Triton) -> None:
+    pictures = photographs()
+    network = {"1/net.onnx": torch_model("efficientnet.onnx")}
+    stage = 'parameters { key: "preprocess" value { string_value: "efficientnet-lite" } }\n'
+    calibration = {f"calibration/{name}.jpg": content for name, content in pictures.items()}
+    classes: dict[str, list[int]] = {}
+    for kind in ("fp32", "int8"):
+        files = {**network, **(calibration if kind == "int8" else {})}
+        with triton.serving(f"photographs_{kind}", files, precision(kind) + stage) as name:
+            answers = [
+                over_grpc(triton, name, {"image": np.array([[content]], object)})["linear"]
+                for content in pictures.values()
+            ]
+            classes[kind] = [int(scores.argmax()) for scores in answers]
+            if kind == "int8":
+                assert " computes_in=int8 " in loaded(triton, name)
+    assert classes["int8"] == classes["fp32"]
+    assert len(set(classes["fp32"])) > 8
+    told = [line for line in triton.log_text().splitlines() if "precision=int8 note=" in line]
+    assert any("the same class for 100%" in line for line in told)
+
+
+def test_int8_without_data_is_refused_with_what_to_give(triton: Triton) -> None:
+    refused = triton.refusal("uncalibrated", model("{ Y = Mul (X, X) }"), precision("int8"))
+    assert "there is no calibration data" in refused
+    assert "calibration beside the version folders" in refused
