@@ -28,7 +28,7 @@ from unified_backend.verification import Compared, Sample, samples_of, verify
 __all__ = ["Optimised", "optimise"]
 
 _ENGINE = OnnxRuntime()
-_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16", "int8": "QDQ"}
+_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16", "int8": "QDQ", "fp8": "QDQ"}
 _LOWERING = ("precision", "exclude", "calibration", "calibration_method")  # parameters of what comes after
 
 

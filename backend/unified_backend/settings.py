@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _TRITON_OWN = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", "TRITON_BATCH_STRATEGY_PATH"}
 # ONNX Runtime's session configuration keys (onnxruntime_session_options_config_keys.h) start with one of these.
-_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "auto")
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "auto")
 _SESSION_PREFIXES = ("session.", "optimization.", "ep.", "mlas.")
 
 
@@ -83,7 +83,7 @@ class Settings:
         batch_buckets: batch sizes that batches on a GPU are padded to; () for the series of `buckets_up_to`.
         contexts: batches in flight on a GPU: copies of one overlap with the compute of another.
         cuda_graph: replay a captured CUDA graph for each bucket, where the model allows it.
-        precision: that the network computes in: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, or `auto`;
+        precision: that the network computes in: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, `fp8`, or `auto`;
             None as it came.
         exclude: patterns of nodes, outputs of nodes or operators that a lower precision leaves in FP32.
         calibration: folder of calibration data; None for `calibration` beside the version folders.

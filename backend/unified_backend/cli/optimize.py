@@ -32,7 +32,7 @@ def optimize(
         str | None, typer.Option(metavar="LEVEL", help="graph_optimization: none, basic, extended or all.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="PRECISION", help="precision: fp32, tf32, fp16, bf16, int8 or auto.")
+        str | None, typer.Option(metavar="PRECISION", help="precision: fp32, tf32, fp16, bf16, int8, fp8 or auto.")
     ] = None,
     layers: Annotated[
         bool,

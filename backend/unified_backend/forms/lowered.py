@@ -21,6 +21,7 @@ from unified_backend.engines.reference import open_reference
 from unified_backend.engines.sessions import runtime_version
 from unified_backend.errors import ConfigError, SourceError, VerificationError
 from unified_backend.formats.onnx import read_model
+from unified_backend.forms.float8 import in_float8
 from unified_backend.forms.foreign import samples_in
 from unified_backend.forms.halved import JUDGE, halved
 from unified_backend.forms.quantised import Quantising, layers_of, quantised, scheme_of, split
@@ -43,6 +44,7 @@ _COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16"}
 # Eight bits are steps of 0.4 % of a tensor's range, and a deep net sums many: EfficientNet-Lite0 is off by 0.16 of its
 # largest value at one class of a thousand, with a cosine of 0.976 and the same class for every photograph.
 _INT8_TOLERANCE, _COSINE, _TOP1 = 0.5, 0.95, 0.9
+_EIGHT_BITS = ("int8", "fp8")
 _DO = "Keep what matters in FP32 with the parameter `exclude`, accept more with `tolerance`, or take a higher precision"
 
 
@@ -215,7 +217,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     _require_matches(label, job.canonical.path, settings.exclude)
     full, _ = open_reference(label, job.canonical.path, settings)
     dynamic = precision == "int8" and settings.calibration_method == "dynamic"
-    data = job.data() if job.calibration or (precision == "int8" and not dynamic) else []
+    data = job.data() if job.calibration or (precision in _EIGHT_BITS and not dynamic) else []
     if data:
         samples = [answered(full, one, None) for one in split(data)[1]]
     else:
@@ -230,13 +232,13 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     rows: list[Compared] = []
 
     def judge(path: Path) -> None:
-        tolerance = settings.tolerance or (_INT8_TOLERANCE if precision == "int8" else None)
+        tolerance = settings.tolerance or (_INT8_TOLERANCE if precision in _EIGHT_BITS else None)
         try:
             runner, _ = open_reference(label, path, settings)
             rows[:] = verify(runner, samples, tolerance, computed_in=_COMPUTED_IN.get(precision, "FP32"))
             require(rows, "FP32", f"the model in {precision.upper()}")
-            if precision == "int8" and settings.tolerance is None:
-                _require_classes(rows)
+            if precision in _EIGHT_BITS and settings.tolerance is None:
+                _require_classes(rows, precision)
         except SourceError as error:
             raise ConfigError(f"{label}: the model cannot be lowered to {precision}", error.why, _DO) from None
         except VerificationError as error:
@@ -249,6 +251,8 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         facts = quantised(
             Quantising(job.canonical, settings, data, _data_key(job.calibration, job.around), job.lookup), judge, folder
         )
+    elif precision == "fp8":
+        facts = in_float8(job.canonical, settings, data, judge, folder)
     else:
         half: Half = "fp16" if precision == "fp16" else "bf16"
         facts = halved(job.canonical, settings, half, samples, judge, folder)
@@ -269,7 +273,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _require_classes(rows: Sequence[Compared]) -> None:
+def _require_classes(rows: Sequence[Compared], precision: str) -> None:
     """
     Raises:
         VerificationError: the answers point elsewhere, or name other classes, than those in FP32.
@@ -281,7 +285,7 @@ def _require_classes(rows: Sequence[Compared]) -> None:
         share = sum(agreed) / len(agreed) if agreed else 1.0
         if cosine < _COSINE or share < _TOP1:
             raise VerificationError(
-                "the model in INT8 differs from FP32",
+                f"the model in {precision.upper()} differs from FP32",
                 f"output {name} has a cosine of {cosine:.3f} to FP32's ({_COSINE} is asked for), and the same class "
                 f"for {share:.0%} of the rows ({_TOP1:.0%})",
                 _DO,
