@@ -234,7 +234,7 @@ def test_the_worst_layers_stay_in_fp32_and_are_named(loaded, calibration, data):
 
 
 def test_what_does_not_hold_is_refused_and_auto_goes_on_without(loaded, calibration, data, monkeypatch):
-    monkeypatch.setattr(quantising, "_MOST_KEPT", 0.0)
+    monkeypatch.setattr(quantising, "MOST_KEPT", 0.0)
     fill(calibration, data)
     with pytest.raises(VerificationError, match=r"(?s)net/1.*INT8 differs from FP32.*exclude") as told:
         loaded(sensitive(data))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unified_backend.engines import Canonical
+from unified_backend.engines import Canonical, Runner
 from unified_backend.engines.reference import open_reference
-from unified_backend.errors import ConfigError
-from unified_backend.forms.quantised import split
+from unified_backend.errors import ConfigError, VerificationError
+from unified_backend.forms.quantised import MOST_KEPT, literal, refused, split
 from unified_backend.graph.files import MODEL, read_whole, write_whole
-from unified_backend.graph.float8 import OPSET, float8
+from unified_backend.graph.float8 import OPSET, float8, layers_in
 from unified_backend.graph.ranges import ranges
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array
+from unified_backend.verification import answered, verify
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["in_float8"]
+
+logger = logging.getLogger(__name__)
+
+_TRIED = 4  # batches that each layer is tried on
 
 
 def in_float8(
@@ -37,18 +46,64 @@ def in_float8(
         ConfigError: no layer can be quantised.
         VerificationError: it answers otherwise than in FP32.
     """
+    label, path = canonical.label, canonical.path
+
+    def opened(file: Path) -> Runner:
+        return open_reference(label, file, settings)[0]
+
+    learnt, checked = split(data)
+    seen = ranges(path, learnt, folder, opened)
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, str] = {}
+    step = 0
+    while True:
+        made = float8(_model(path), seen, [*settings.exclude, *map(literal, kept)])
+        if not made.layers:
+            why = next(iter(made.kept.values()), "it has no layer with weights")
+            raise ConfigError(f"{label}: no layer can be quantised to fp8", why, "Leave the parameter `precision` out")
+        write_whole(made.model, folder / MODEL)
+        try:
+            judge(folder / MODEL)
+        except VerificationError as error:
+            step = 2 * step or 1
+            if step > MOST_KEPT * (made.layers + len(kept)):
+                raise refused(error, rows, kept) from None
+            rows = rows or _alone(path, seen, made.kept, checked[:_TRIED], opened, folder)
+            kept = {row["layer"]: f"alone it costs cosine {1 - row['cosine']:.1e}" for row in rows[:step]}
+            logger.info('quantising again model=%s kept_in_fp32=%d reason="%s"', label, step, error.why)
+            continue
+        named = {name: kept.get(name, why) for name, why in made.kept.items()}
+        return {"nodes": made.layers, "kept": named, "batches": [len(learnt), len(checked)]}
+
+
+def _alone(
+    path: Path,
+    seen: Mapping[str, float],
+    excluded: Mapping[str, str],
+    feeds: Sequence[Mapping[str, Array]],
+    opened: Callable[[Path], Runner],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Each layer in FP8 alone: `layer`, and the least `cosine` of the outputs to those in FP32; the worst first."""
+    model = _model(path)
+    layers = [name for name in layers_in(model) if name not in excluded]
+    logger.info("measuring layers=%d batches=%d", len(layers), len(feeds))
+    full = opened(path)
+    samples = [answered(full, one, None) for one in feeds]
+    rows = []
+    for layer in layers:
+        others = [literal(name) for name in layers if name != layer]
+        write_whole(float8(_model(path), seen, [*others, *map(literal, excluded)]).model, folder / MODEL)
+        compared = verify(opened(folder / MODEL), samples)
+        cosine = min((row.cosine for row in compared if row.cosine is not None), default=1.0)
+        rows.append({"layer": layer, "cosine": cosine})
+    return sorted(rows, key=lambda row: row["cosine"])
+
+
+def _model(path: Path) -> onnx.ModelProto:
     from onnx import version_converter
 
-    label, path = canonical.label, canonical.path
-    learnt, checked = split(data)
-    seen = ranges(path, learnt, folder, lambda file: open_reference(label, file, settings)[0])
     model = read_whole(path)
     if next((one.version for one in model.opset_import if not one.domain), 0) < OPSET:
-        model = version_converter.convert_version(model, OPSET)
-    made = float8(model, seen, settings.exclude)
-    if not made.layers:
-        why = next(iter(made.kept.values()), "it has no layer with weights")
-        raise ConfigError(f"{label}: no layer can be quantised to fp8", why, "Leave the parameter `precision` out")
-    write_whole(made.model, folder / MODEL)
-    judge(folder / MODEL)
-    return {"nodes": made.layers, "kept": dict(made.kept), "batches": [len(learnt), len(checked)]}
+        return version_converter.convert_version(model, OPSET)
+    return model

@@ -24,7 +24,7 @@ from unified_backend.settings import Settings
 from unified_backend.tensors import Array
 from unified_backend.toolchains import job as jobs
 
-__all__ = ["Quantising", "layers_of", "quantised", "scheme_of", "split"]
+__all__ = ["MOST_KEPT", "Quantising", "layers_of", "literal", "quantised", "refused", "scheme_of", "split"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _WORKER = "unified_backend.graph.quantiser"
 _DISK_BYTES = 64 * 10**9
 _FEW = 8  # batches from which a quarter is held out, to be compared on what was not calibrated on
 _MOST_CHECKED = 16  # batches that each trial is compared on
-_MOST_KEPT = 0.34  # of the layers; a model that needs more of them in FP32 is not worth quantising
+MOST_KEPT = 0.34  # of the layers; a model that needs more of them in FP32 is not worth quantising
 
 Feeds = Mapping[str, Array]
 
@@ -98,7 +98,7 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
     kept: dict[str, str] = {}
     step = 0
     while True:
-        task = {**job, "exclude": [*job["exclude"], *map(_literal, kept)]}
+        task = {**job, "exclude": [*job["exclude"], *map(literal, kept)]}
         result = _run(what, "dynamic" if dynamic else "quantise", task, [], folder)
         if "already" in result:
             return {"already": True, "nodes": 0, "kept": {}}
@@ -109,8 +109,8 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
         except VerificationError as error:
             layers = result["layers"] + len(kept)
             step = 2 * step or 1
-            if dynamic or step > _MOST_KEPT * layers:
-                raise _refused(label, error, rows, kept) from None
+            if dynamic or step > MOST_KEPT * layers:
+                raise refused(error, rows, kept) from None
             rows = rows or layers_of(what, checked, folder)
             kept = {row["layer"]: f"alone it costs cosine {1 - row['cosine']:.1e}" for row in rows[:step]}
             logger.info(
@@ -206,14 +206,13 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """A pattern that matches the name alone."""
     return "".join(f"[{one}]" if one in "*?[" else one for one in name)
 
 
-def _refused(
-    label: str, error: VerificationError, rows: Sequence[Mapping[str, Any]], kept: Mapping[str, str]
-) -> VerificationError:
+def refused(error: VerificationError, rows: Sequence[Mapping[str, Any]], kept: Mapping[str, str]) -> VerificationError:
+    """The error of a model that does not hold even with its worst layers in FP32; names these."""
     worst = ", ".join(f"{row['layer']} ({1 - row['cosine']:.1e})" for row in rows[:3])
     why = error.why + (f", its {len(kept)} worst layers in FP32" if kept else "")
     why += f"; the layers that cost most cosine are {worst}" if worst else ""

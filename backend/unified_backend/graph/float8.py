@@ -15,7 +15,7 @@ from unified_backend.graph.quantiser import LAYERS
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "Quantised", "float8"]
+__all__ = ["OPSET", "Quantised", "float8", "layers_in"]
 
 OPSET = 19  # the first whose QuantizeLinear has FP8
 _LARGEST = 448.0  # of E4M3FN, which has 3 bits of mantissa and no infinities (OCP 8-bit floating point, 1.0)
@@ -36,9 +36,10 @@ class Quantised:
 
 
 def float8(model: onnx.ModelProto, ranges: Mapping[str, float], exclude: Sequence[str] = ()) -> Quantised:
-    """The model with the inputs and the weights of its layers in FP8 (E4M3), one scale for each tensor.
+    """The model with the inputs and the weights of its layers in FP8 (E4M3).
 
-    The largest value becomes the largest of the type. Biases and what lies between layers stay in FP32.
+    The largest value becomes the largest of the type; of a convolution's weights, that of each output channel. Biases
+    and what lies between layers stay in FP32.
 
     Args:
         model: of `OPSET` or later, with its external data loaded; it is changed.
@@ -60,10 +61,11 @@ def float8(model: onnx.ModelProto, ranges: Mapping[str, float], exclude: Sequenc
                 kept[name] = why
             else:
                 layers += 1
-                for at in (0, 1):
-                    if node.input[at] not in done:
-                        done[node.input[at]] = _quantised(graph, node.input[at], weights, ranges, names, made)
-                    copy.input[at] = done[node.input[at]]
+                for at, name in enumerate(node.input[:2]):
+                    axis = 0 if node.op_type == "Conv" and at == 1 and name in weights else None
+                    if name not in done:
+                        done[name] = _quantised(graph, name, weights, ranges, names, made, axis)
+                    copy.input[at] = done[name]
         made.append(copy)
     del graph.node[:]
     graph.node.extend(made)
@@ -72,6 +74,12 @@ def float8(model: onnx.ModelProto, ranges: Mapping[str, float], exclude: Sequenc
     del graph.initializer[:]
     graph.initializer.extend(rest)
     return Quantised(model, layers, kept)
+
+
+def layers_in(model: onnx.ModelProto) -> list[str]:
+    """Names of the layers with weights, as `float8` calls them."""
+    nodes = enumerate(model.graph.node)
+    return [node.name or f"{node.op_type}_{number}" for number, node in nodes if node.op_type in LAYERS]
 
 
 def _reason(
@@ -96,20 +104,34 @@ def _quantised(
     ranges: Mapping[str, float],
     names: Names,
     made: list[onnx.NodeProto],
+    axis: int | None,
 ) -> str:
-    """The value as it is after FP8; weights are stored so."""
+    """The value as it is after FP8; weights are stored so.
+
+    Args:
+        axis: of a weight, along which each slice has a scale of its own; None for one scale.
+    """
     import ml_dtypes
     from onnx import helper, numpy_helper
 
     values: Any = numpy_helper.to_array(weights[name]) if name in weights else None
-    largest = ranges[name] if values is None else float(np.abs(values).max(initial=0.0))
+    if values is None:
+        largest: Any = np.float32(ranges[name])
+    elif axis is None:
+        largest = np.abs(values).max(initial=0.0)
+    else:
+        largest = np.abs(values).max(axis=tuple(one for one in range(values.ndim) if one != axis), initial=0.0)
     scale, zero, small, back = (names.new(f"{name}_{part}") for part in ("scale", "zero", "fp8", "from_fp8"))
-    factor = np.float32(largest / _LARGEST or 1.0)
-    graph.initializer.append(numpy_helper.from_array(np.asarray(factor), scale))
-    graph.initializer.append(numpy_helper.from_array(np.zeros((), ml_dtypes.float8_e4m3fn), zero))
+    factor = np.where(largest > 0, largest / _LARGEST, 1.0).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(factor, scale))
+    graph.initializer.append(numpy_helper.from_array(np.zeros(factor.shape, ml_dtypes.float8_e4m3fn), zero))
     if values is None:
         made.append(helper.make_node("QuantizeLinear", [name, scale, zero], [small], names.new(f"{name}_quantize")))
     else:
-        graph.initializer.append(numpy_helper.from_array((values / factor).astype(ml_dtypes.float8_e4m3fn), small))
-    made.append(helper.make_node("DequantizeLinear", [small, scale, zero], [back], names.new(f"{name}_dequantize")))
+        across = factor.reshape([-1 if one == axis else 1 for one in range(values.ndim)]) if factor.ndim else factor
+        graph.initializer.append(numpy_helper.from_array((values / across).astype(ml_dtypes.float8_e4m3fn), small))
+    last = helper.make_node("DequantizeLinear", [small, scale, zero], [back], names.new(f"{name}_dequantize"))
+    if axis is not None:
+        last.attribute.append(helper.make_attribute("axis", axis))
+    made.append(last)
     return back
