@@ -144,11 +144,12 @@ def test_another_folder_can_be_named(loaded, calibration, data):
         loaded(calibration="elsewhere")
 
 
-def test_one_batch_is_enough_to_try(loaded, calibration, data):
+def test_one_batch_is_enough_to_try_and_warned_of(loaded, calibration, data, caplog):
     np.savez(calibration / "one.npz", image=data.images[:1])
     with pytest.raises(VerificationError, match="INT8"):
         loaded(tolerance="0.0001")
     assert loaded(tolerance="0.9").described.canonical.precision == "int8"
+    assert "rows=1 advised=some tens, 8 at least" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,12 @@ def test_one_batch_is_enough_to_try(loaded, calibration, data):
         ("a.npy", b"no array", "a.npy cannot be used"),
         ("a.json", b"{}", "a.json cannot be used.*it has no 'data'"),
         ("a.json", b"[1", "a.json cannot be used"),
+        ("a.json", b'{"data": [{"image": [0], "mask": [1]}]}', "a.json.*has no input mask; its inputs are image"),
+        (
+            "a.json",
+            b'{"inputs": [{"name": "image", "datatype": "INT8", "shape": [1, 1, 8, 8], "data": []}]}',
+            "a.json.*image is INT8, and the model takes FP32",
+        ),
         ("a.jpg", b"\xff\xd8\xff", "a.jpg cannot be used.*no stage"),
     ],
 )
