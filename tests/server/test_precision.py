@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import tritonclient.http as httpclient
 from helpers import UNIFIED, Triton
 from models import parsed
+from PIL import Image
 
 # 4096 leaves FP16 steps of 4: nothing is left of what was added.
 LOST = "{ c = Constant<value = float[1] {4096.0}>() a = Add (X, c) Y = Sub (a, c) }"
@@ -64,3 +67,35 @@ def test_a_precision_that_answers_otherwise_is_refused_and_never_served_in_fp32(
     with triton.serving("automatic", model(LOST), precision("auto")) as name:  # on a CPU nothing is lowered
         x = np.full((1, 4), 0.25, np.float32)
         np.testing.assert_array_equal(answer(triton, name, x), x)
+
+
+COLOURS = (
+    "g (float[N, 3, 16, 16] X) => (float[N, 3] Y) { w = Constant<value = float[3, 3, 1, 1] "
+    "{1.0, -0.1, -0.2, -0.3, 0.9, -0.1, -0.2, -0.3, 1.1}>() a = Conv (X, w) b = GlobalAveragePool (a) Y = Flatten (b) }"
+)
+
+
+def jpeg(colour: int, level: int) -> bytes:
+    """A picture in which one colour outshines the others."""
+    pixels = np.random.default_rng(level).integers(0, 90, (20, 24, 3), np.uint8)
+    pixels[..., colour] += np.uint8(level)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+def test_int8_is_calibrated_on_pictures_through_the_models_own_stage(triton: Triton) -> None:
+    seen = {f"calibration/{c}_{level}.jpg": jpeg(c, level) for c in range(3) for level in (80, 110, 140, 160)}
+    files = {"1/m.onnx": parsed(COLOURS).SerializeToString()} | seen
+    config = precision("int8") + 'parameters { key: "preprocess" value { string_value: "image(16)" } }\n'
+    with triton.serving("pictures", files, config) as name:
+        (stated,) = triton.client.get_model_metadata(name)["inputs"]
+        for colour in range(3):
+            tensor = httpclient.InferInput(stated["name"], [1, 1], "BYTES")
+            tensor.set_data_from_numpy(np.array([[jpeg(colour, 125)]], object))
+            assert triton.client.infer(name, [tensor]).as_numpy("Y").argmax() == colour
+        assert "precision int8: 1 nodes, 0 kept in FP32; off by " in triton.log_text()
+        assert " computes_in=int8 " in loaded(triton, name)
+    seen["calibration/broken.jpg"] = b"\xff\xd8\xff"
+    refused = triton.refusal("broken", {"1/m.onnx": files["1/m.onnx"]} | seen, config)
+    assert "the calibration data broken.jpg cannot be used" in refused
