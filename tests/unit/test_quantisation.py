@@ -299,6 +299,11 @@ def test_dynamic_quantisation_needs_no_data_and_takes_no_convolutions(loaded):
         loaded(calibration_method="dynamic")
 
 
+def test_fp8_is_refused_with_the_reason(loaded):
+    with pytest.raises(ConfigError, match=r"no model is lowered to fp8: ONNX Runtime's CPU.*loads none"):
+        loaded(precision="fp8")
+
+
 def test_gpus_get_signed_values_with_zero_points_of_zero():
     gpu = Gpu(0, "NVIDIA H100", (9, 0))
     assert scheme_of(Settings(gpu=gpu)) == "s8s8"
