@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 from unified_backend.cache import Cache
 from unified_backend.engines.tensorrt import TensorRtRtx
 from unified_backend.errors import EngineError, Refused
-from unified_backend.forms.profiled import with_profiles
-from unified_backend.forms.reference import Reference
-from unified_backend.forms.simplified import pays, simplified
 from unified_backend.gpus import Gpu
 from unified_backend.loading import Described
 from unified_backend.lookups import Lookup
@@ -43,8 +39,11 @@ def target(architecture: str) -> Gpu | None:
     return gpu
 
 
-def build_ahead(described: Described, gpu: Gpu, cache: Cache) -> str:
+def build_ahead(described: Described, cache: Cache) -> str:
     """Put the engine for a GPU into the cache; a host with such a GPU verifies it when it first loads it.
+
+    Args:
+        described: for that GPU, as a load there describes it: simplified and lowered alike.
 
     Returns:
         what was built, in words.
@@ -53,7 +52,9 @@ def build_ahead(described: Described, gpu: Gpu, cache: Cache) -> str:
         EngineError: the settings want another engine, the source is not ONNX and is not converted to it, or
             TensorRT-RTX does not take the model.
     """
-    canonical, wanted = described.canonical, described.settings.engine
+    canonical, settings, gpu = described.canonical, described.settings, described.settings.gpu
+    assert gpu is not None
+    wanted = settings.engine
     if wanted not in ("auto", _ENGINE.name) or canonical.format != "onnx":
         why = (
             f'parameter "engine" is "{wanted}"'
@@ -63,13 +64,7 @@ def build_ahead(described: Described, gpu: Gpu, cache: Cache) -> str:
         raise EngineError(
             f"{canonical.label}: nothing to build for {gpu.architecture}", why, "Leave it out with --model"
         )
-    lookup = Lookup(canonical.label, described.snapshot, described.settings, cache, described.report)
-    reference = Reference(canonical.label, described.settings)
-    settings = dataclasses.replace(described.settings, gpu=gpu)
-    if pays(settings, described.source.format == "onnx" or bool(described.around.fragments)):
-        made = simplified(canonical, lookup, reference)
-        canonical, reference = made.canonical, made.reference
-    settings = with_profiles(canonical, settings, described.config, lookup, reference)
+    lookup = Lookup(canonical.label, described.snapshot, settings, cache, described.report)
 
     def make(folder: Path) -> dict[str, Any]:
         return {**_ENGINE.build(canonical, settings, folder), AHEAD: True}

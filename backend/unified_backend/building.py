@@ -194,8 +194,8 @@ def _result(target: Target, device: str | None) -> dict[str, Any]:
         given = gives_max_batch_size(target.model_dir / "config.pbtxt")
         with open_cache() as cache:
             if gpu := ahead.target(device) if device else None:
-                described = describe(label, folder, config, cache, given, gpu)  # its precision is by the GPU
-                reason = ahead.build_ahead(described, gpu, cache)
+                described = describe(label, folder, config, cache, given, gpu)
+                reason = ahead.build_ahead(described, cache)
             else:
                 loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)
                 loaded.runner.close()

@@ -28,6 +28,7 @@ from unified_backend.verification import Compared, Sample, samples_of, verify
 __all__ = ["Optimised", "optimise"]
 
 _ENGINE = OnnxRuntime()
+_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16", "int8": "QDQ"}
 _LOWERING = ("precision", "exclude", "calibration", "calibration_method")  # parameters of what comes after
 
 
@@ -139,7 +140,9 @@ def _engine_step(canonical: Canonical, settings: Settings, samples: Sequence[Sam
         facts = _ENGINE.build(canonical, settings, folder)
         seconds = time.monotonic() - began
         runner = _ENGINE.load(canonical, Built(folder, facts), settings, Threads(hosts.cores()))
-        rows = verify(runner, samples, settings.tolerance)
+        rows = verify(
+            runner, samples, settings.tolerance, computed_in=_COMPUTED_IN.get(canonical.precision or "", "FP32")
+        )
         runner.close()
         name = f"{_ENGINE.name} {settings.graph_optimization}"
         return _step(name, next(folder.glob("*.onnx")), seconds, canonical.path, rows)

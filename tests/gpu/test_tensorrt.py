@@ -106,7 +106,7 @@ def test_an_engine_that_was_built_ahead_is_verified_once(loaded: Callable[..., L
     assert target is not None
     config = {"parameters": {"engine": {"string_value": "tensorrt_rtx"}}}
     with Cache(tmp_path / "other") as cache:
-        ahead.build_ahead(describe("net/1", folder, config, cache), target, cache)
+        ahead.build_ahead(describe("net/1", folder, config, cache, gpu=target), cache)
         for found in ("made", "hit"):
             described = describe("net/1", folder, config, cache, gpu=gpu)
             load(described, cache).runner.close()

@@ -136,10 +136,10 @@ def test_every_real_model_becomes_an_engine_for_a_gpu_that_is_not_here(repositor
 
 def test_a_host_with_such_a_gpu_finds_the_engine_that_was_built_ahead(tmp_path):
     with Cache(tmp_path / "cache") as cache:
-        built = described(tmp_path, SQUEEZENET, cache, gpu=None)
         target = ahead.target("sm89")
         assert target is not None
-        ahead.build_ahead(built, target, cache)
+        built = described(tmp_path, SQUEEZENET, cache, gpu=target)
+        ahead.build_ahead(built, cache)
         (plan,) = cache.store.root.glob("entries/**/model.plan")
         found = described(tmp_path, SQUEEZENET, cache, gpu=Gpu(2, "NVIDIA L40S", (8, 9)), engine="tensorrt_rtx")
         key = engine_key(found.canonical.digest, TensorRtRtx(), found.settings)
@@ -238,10 +238,10 @@ def test_a_build_that_needs_more_memory_than_it_may_take_is_a_message(tmp_path):
 def test_the_shapes_of_a_config_are_what_is_built(tmp_path):
     with Cache(tmp_path / "cache") as cache:
         shapes = "x:1x3x48x96,2x3x48x192,4x3x48x320 x:1x3x48x640,1x3x48x640,1x3x48x640"
-        built = described(tmp_path, CLS, cache, gpu=None, shapes=shapes)
         target = ahead.target("sm120")
         assert target is not None
-        ahead.build_ahead(built, target, cache)
+        built = described(tmp_path, CLS, cache, gpu=target, shapes=shapes)
+        ahead.build_ahead(built, cache)
         (manifest,) = [entry.manifest for entry in cache.store.entries() if entry.manifest.key.kind == "engine"]
         assert manifest.facts["profiles"] == [[part] for part in shapes.split(" ")]
         assert manifest.facts["bytes"] > 100_000
@@ -253,10 +253,10 @@ def plan(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     onnx.save(onnx.parser.parse_model(RELU), folder / "model.onnx")
     with Cache(folder / "cache") as cache:
-        built = described(folder, RELU, cache, gpu=None)
         target = ahead.target("sm89")
         assert target is not None
-        ahead.build_ahead(built, target, cache)
+        built = described(folder, RELU, cache, gpu=target)
+        ahead.build_ahead(built, cache)
         (found,) = cache.store.root.glob("entries/**/model.plan")
         shutil.copy(found, folder / "engine.plan")
     return folder / "engine.plan"

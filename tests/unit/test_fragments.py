@@ -472,6 +472,6 @@ def test_tensorrt_rtx_builds_it_behind_a_real_model(tmp_path, path, text):
     with Cache(tmp_path / "cache") as cache:
         target = ahead.target("sm89")
         assert target is not None
-        ahead.build_ahead(describe("net/1", folder, {}, cache), target, cache)
+        ahead.build_ahead(describe("net/1", folder, {}, cache, gpu=target), cache)
         (plan,) = cache.store.root.glob("entries/**/model.plan")
         assert plan.stat().st_size > 50_000

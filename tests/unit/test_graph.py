@@ -189,7 +189,7 @@ def composed(cache: Cache) -> Path:
 
 def test_an_engine_built_ahead_is_the_one_that_a_host_with_the_gpu_looks_for(cache, folder):
     gpu = ahead.target("sm89")
-    ahead.build_ahead(described(folder, cache, None), gpu, cache)
+    ahead.build_ahead(described(folder, cache, gpu), cache)
     (engine,) = [entry.manifest.key for entry in cache.store.entries() if entry.manifest.key.kind == "engine"]
     found = described(folder, cache, require_cached="true")
     assert found.canonical.digest == engine.fields["canonical"]

@@ -220,8 +220,9 @@ def test_a_model_that_is_no_onnx_is_not_served_in_another_precision(tmp_path):
     assert "Give the ONNX model that the file was made of, or remove the parameter" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["efficientnet", "lines"])
-def test_tensorrt_builds_an_engine_of_it_whose_layers_are_fp16(tmp_path, name):
+# Share of FP32's size: EfficientNet-Lite0's 19 MB are nearly all weights, a fifth of the line recogniser's 15 is code.
+@pytest.mark.parametrize(("name", "share"), [("efficientnet", 0.55), ("lines", 0.62)])
+def test_tensorrt_builds_an_engine_of_it_whose_layers_are_fp16(tmp_path, name, share):
     """For a GPU that is not here, which finds it: strongly typed, the engine computes in what the graph says."""
     source = LINES if name == "lines" else torch_real_models.path("efficientnet.onnx")
     sizes, shown = {}, {}
@@ -237,7 +238,7 @@ def test_tensorrt_builds_an_engine_of_it_whose_layers_are_fp16(tmp_path, name):
         (plan,) = home.glob("cache/entries/**/model.plan")
         sizes[precision] = plan.stat().st_size
         shown[precision] = printed(home, "inspect", plan.parent)["facts"]["types"]
-    assert sizes["auto"] <= 0.6 * sizes["fp32"], sizes
+    assert sizes["auto"] <= share * sizes["fp32"], sizes
     assert "FP16" not in shown["fp32"], shown
     assert shown["auto"]["FP16"] >= 10 * shown["auto"].get("FP32", 0), shown
     with Cache(home / "cache") as cache:

@@ -95,6 +95,8 @@ class Builder:
 
     def _computed_in(self) -> str:
         """The coarsest type that the engine computes in; TF32 has the 10 bits of mantissa of FP16."""
+        if self.canonical.precision == "int8":
+            return "QDQ"
         coarsest = coarsest_float(self.canonical.path) if self.canonical.format == "onnx" else "FP32"
         return "FP16" if coarsest == "FP32" and self.settings.gpu and self.settings.tf32 else coarsest
 
