@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import tritonclient.http as httpclient
 from helpers import UNIFIED, Triton
 from models import parsed
-from PIL import Image
+from photographs import encoded
+from real_models import path as real_path
+from skimage import data
+from torch_real_models import path as torch_model
+from transports import over_grpc
 
 # 4096 leaves FP16 steps of 4: nothing is left of what was added.
 LOST = "{ c = Constant<value = float[1] {4096.0}>() a = Add (X, c) Y = Sub (a, c) }"
@@ -69,33 +71,44 @@ def test_a_precision_that_answers_otherwise_is_refused_and_never_served_in_fp32(
         np.testing.assert_array_equal(answer(triton, name, x), x)
 
 
-COLOURS = (
-    "g (float[N, 3, 16, 16] X) => (float[N, 3] Y) { w = Constant<value = float[3, 3, 1, 1] "
-    "{1.0, -0.1, -0.2, -0.3, 0.9, -0.1, -0.2, -0.3, 1.1}>() a = Conv (X, w) b = GlobalAveragePool (a) Y = Flatten (b) }"
+PICTURES = (
+    *("astronaut", "camera", "cat", "chelsea", "clock", "coffee", "coins", "hubble_deep_field", "logo", "moon", "page"),
+    *("retina", "rocket", "text"),
 )
 
 
-def jpeg(colour: int, level: int) -> bytes:
-    """A picture in which one colour outshines the others."""
-    pixels = np.random.default_rng(level).integers(0, 90, (20, 24, 3), np.uint8)
-    pixels[..., colour] += np.uint8(level)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG")
-    return out.getvalue()
+def photographs() -> dict[str, bytes]:
+    """scikit-image's pictures and scikit-learn's, as JPEG, of many sizes."""
+    pictures = {name: getattr(data, name)() for name in PICTURES}
+    made = {name: encoded(np.stack([one] * 3, -1) if one.ndim == 2 else one[..., :3]) for name, one in pictures.items()}
+    for name in ("china", "flower"):
+        made[name] = real_path("scikit-learn", f"datasets/images/{name}.jpg").read_bytes()
+    return made
 
 
-def test_int8_is_calibrated_on_pictures_through_the_models_own_stage(triton: Triton) -> None:
-    seen = {f"calibration/{c}_{level}.jpg": jpeg(c, level) for c in range(3) for level in (80, 110, 140, 160)}
-    files = {"1/m.onnx": parsed(COLOURS).SerializeToString()} | seen
-    config = precision("int8") + 'parameters { key: "preprocess" value { string_value: "image(16)" } }\n'
-    with triton.serving("pictures", files, config) as name:
-        (stated,) = triton.client.get_model_metadata(name)["inputs"]
-        for colour in range(3):
-            tensor = httpclient.InferInput(stated["name"], [1, 1], "BYTES")
-            tensor.set_data_from_numpy(np.array([[jpeg(colour, 125)]], object))
-            assert triton.client.infer(name, [tensor]).as_numpy("Y").argmax() == colour
-        assert "precision int8: 1 nodes, 0 kept in FP32; off by " in triton.log_text()
-        assert " computes_in=int8 " in loaded(triton, name)
-    seen["calibration/broken.jpg"] = b"\xff\xd8\xff"
-    refused = triton.refusal("broken", {"1/m.onnx": files["1/m.onnx"]} | seen, config)
-    assert "the calibration data broken.jpg cannot be used" in refused
+def test_a_classifier_calibrated_on_photographs_names_what_it_named_in_fp32(triton: Triton) -> None:
+    pictures = photographs()
+    network = {"1/net.onnx": torch_model("efficientnet.onnx")}
+    stage = 'parameters { key: "preprocess" value { string_value: "efficientnet-lite" } }\n'
+    calibration = {f"calibration/{name}.jpg": content for name, content in pictures.items()}
+    classes: dict[str, list[int]] = {}
+    for kind in ("fp32", "int8"):
+        files = {**network, **(calibration if kind == "int8" else {})}
+        with triton.serving(f"photographs_{kind}", files, precision(kind) + stage) as name:
+            answers = [
+                over_grpc(triton, name, {"image": np.array([[content]], object)})["linear"]
+                for content in pictures.values()
+            ]
+            classes[kind] = [int(scores.argmax()) for scores in answers]
+            if kind == "int8":
+                assert " computes_in=int8 " in loaded(triton, name)
+    assert classes["int8"] == classes["fp32"]
+    assert len(set(classes["fp32"])) > 8
+    told = [line for line in triton.log_text().splitlines() if "precision=int8 note=" in line]
+    assert any("the same class for 100%" in line for line in told)
+
+
+def test_int8_without_data_is_refused_with_what_to_give(triton: Triton) -> None:
+    refused = triton.refusal("uncalibrated", model("{ Y = Mul (X, X) }"), precision("int8"))
+    assert "there is no calibration data" in refused
+    assert "calibration beside the version folders" in refused
