@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["FOLDER", "calibration_files", "read_calibration"]
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "calibration"
+_ADVISED = 8  # rows; fewer say little of the ranges that service sees
 _DO = (
     f"Put inputs that the model sees in service into a folder {FOLDER} beside the version folders, some tens of them: "
     ".npz files with an array under each input's name, .npy files, requests as JSON, or where a stage comes before the "
@@ -71,6 +75,9 @@ def read_calibration(
         for one in feeds:
             _require_numbers(label, path, one)
         found += feeds
+    rows = sum(max((len(array) for array in one.values() if array.ndim), default=1) for one in found)
+    if rows < _ADVISED:
+        logger.warning("little calibration data model=%s rows=%d advised=some tens, %d at least", label, rows, _ADVISED)
     return found
 
 
@@ -118,10 +125,12 @@ def _requests(path: Path, signature: Signature) -> list[dict[str, Array]]:
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         if "inputs" in content:
+            _require_known([one["name"] for one in content["inputs"]], signature)
             return [{spec.name: _tensor(path, content["inputs"], spec) for spec in signature.inputs}]
         rows = content["data"]
+        _require_known([name for row in rows for name in row], signature)
         return [{spec.name: _row(path, row, spec) for spec in signature.inputs} for row in rows]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0][:200]
         do = (
             'Write {"inputs": [{"name", "datatype", "shape", "data"}]}, or perf_analyzer\'s {"data": [{input: values}]}'
@@ -133,7 +142,10 @@ def _tensor(path: Path, inputs: Sequence[Mapping[str, Any]], spec: TensorSpec) -
     one = next((one for one in inputs if one["name"] == spec.name), None)
     if one is None:
         raise ValueError(f"it has no input {spec.name}")
-    return fitting(np.array(one["data"]).reshape(one["shape"]).astype(spec.numpy), spec, path.name)
+    datatype = one.get("datatype", spec.dtype)
+    if datatype != spec.dtype and (datatype, spec.dtype) != ("BYTES", "STRING"):
+        raise ValueError(f"{spec.name} is {datatype}, and the model takes {spec.dtype}")
+    return fitting(_values(one["data"], spec).reshape(one["shape"]), spec, path.name)
 
 
 def _row(path: Path, row: Mapping[str, Any], spec: TensorSpec) -> Array:
@@ -144,7 +156,32 @@ def _row(path: Path, row: Mapping[str, Any], spec: TensorSpec) -> Array:
         value = value["content"]
         if isinstance(value, dict):
             return _batch(np.frombuffer(base64.b64decode(value["b64"]), spec.numpy).reshape(shape), spec, path)
-    return _batch(np.array(value, spec.numpy).reshape(shape or -1), spec, path)
+    return _batch(_values(value, spec).reshape(shape or -1), spec, path)
+
+
+def _values(given: Any, spec: TensorSpec) -> Array:
+    """
+    Raises:
+        ValueError: the input's type does not hold them.
+    """
+    found = np.array(given)
+    if spec.dtype == "STRING":
+        return found
+    with np.errstate(invalid="ignore"):
+        made = found.astype(spec.numpy)
+    if made.dtype.kind != "f" and not np.array_equal(found, made):
+        raise ValueError(f"{spec.name} has values that {spec.dtype} does not hold")
+    return made
+
+
+def _require_known(names: Sequence[str], signature: Signature) -> None:
+    """
+    Raises:
+        ValueError: the model has no input of such a name.
+    """
+    own = [spec.name for spec in signature.inputs]
+    if unknown := [name for name in names if name not in own]:
+        raise ValueError(f"the model has no input {unknown[0]}; its inputs are {', '.join(own)}")
 
 
 def _batch(array: Array, spec: TensorSpec, path: Path) -> Array:

@@ -144,11 +144,12 @@ def test_another_folder_can_be_named(loaded, calibration, data):
         loaded(calibration="elsewhere")
 
 
-def test_one_batch_is_enough_to_try(loaded, calibration, data):
+def test_one_batch_is_enough_to_try_and_warned_of(loaded, calibration, data, caplog):
     np.savez(calibration / "one.npz", image=data.images[:1])
     with pytest.raises(VerificationError, match="INT8"):
         loaded(tolerance="0.0001")
     assert loaded(tolerance="0.9").described.canonical.precision == "int8"
+    assert "rows=1 advised=some tens, 8 at least" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,12 @@ def test_one_batch_is_enough_to_try(loaded, calibration, data):
         ("a.npy", b"no array", "a.npy cannot be used"),
         ("a.json", b"{}", "a.json cannot be used.*it has no 'data'"),
         ("a.json", b"[1", "a.json cannot be used"),
+        ("a.json", b'{"data": [{"image": [0], "mask": [1]}]}', "a.json.*has no input mask; its inputs are image"),
+        (
+            "a.json",
+            b'{"inputs": [{"name": "image", "datatype": "INT8", "shape": [1, 1, 8, 8], "data": []}]}',
+            "a.json.*image is INT8, and the model takes FP32",
+        ),
         ("a.jpg", b"\xff\xd8\xff", "a.jpg cannot be used.*no stage"),
     ],
 )
@@ -290,6 +297,11 @@ def test_dynamic_quantisation_needs_no_data_and_takes_no_convolutions(loaded):
     assert {name for _, name in operators(lowered)} >= {"DynamicQuantizeLinear", "MatMulInteger"}
     with pytest.raises(ConfigError, match="convolutions"):
         loaded(calibration_method="dynamic")
+
+
+def test_fp8_is_refused_with_the_reason(loaded):
+    with pytest.raises(ConfigError, match=r"no model is lowered to fp8: ONNX Runtime's CPU.*loads none"):
+        loaded(precision="fp8")
 
 
 def test_gpus_get_signed_values_with_zero_points_of_zero():
