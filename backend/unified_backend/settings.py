@@ -209,7 +209,7 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "batch_buckets": sizes,
         "contexts": at_least_one,
         "cuda_graph": choice(SWITCH),
-        "precision": _precision,
+        "precision": choice({name: name for name in _PRECISIONS}),
         "exclude": words,
         "calibration": str,
         "calibration_method": choice({name: name for name in ("min-max", "entropy", "percentile", "dynamic")}),
@@ -258,19 +258,6 @@ def _agree(label: str, parameters: Mapping[str, str], values: dict[str, Any]) ->
             f'"precision" is "{values["precision"]}", and "tf32" is "{parameters["tf32"]}"',
             "Leave one of them out",
         )
-
-
-def _precision(text: str) -> str:
-    """
-    Raises:
-        ValueError: there is none of that name, or it is FP8.
-    """
-    if text.strip().lower() == "fp8":
-        raise ValueError(
-            "no model is lowered to fp8: ONNX Runtime's CPU, on which each is compared with FP32, loads none; int8 has "
-            "8 bits too"
-        )
-    return str(choice({name: name for name in _PRECISIONS})(text))
 
 
 def is_session_option(name: str) -> bool:

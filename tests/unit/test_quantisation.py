@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import printed
 from digits import Digits, digits, network
 from onnx import TensorProto, helper, numpy_helper
 from unified_backend.cache import Cache
@@ -299,9 +300,40 @@ def test_dynamic_quantisation_needs_no_data_and_takes_no_convolutions(loaded):
         loaded(calibration_method="dynamic")
 
 
-def test_fp8_is_refused_with_the_reason(loaded):
-    with pytest.raises(ConfigError, match=r"no model is lowered to fp8: ONNX Runtime's CPU.*loads none"):
-        loaded(precision="fp8")
+def test_fp8_names_the_same_digits_in_onnx_s_own_types(loaded, calibration, data):
+    fill(calibration, data)
+    lowered = loaded(precision="fp8")
+    assert accuracy(lowered, data) > 0.97
+    assert {domain for domain, _ in operators(lowered)} == {""}
+    weights = {one.name: one for one in graph_of(lowered).initializer if one.data_type == TensorProto.FLOAT8E4M3FN}
+    assert sum(np.prod(one.dims) for one in weights.values()) > 20_000
+    assert any("3 nodes, 0 kept in FP32" in note for note in lowered.described.report.notes)
+    excluded = loaded(precision="fp8", exclude="Conv")
+    assert any("1 nodes, 2 kept in FP32" in note for note in excluded.described.report.notes)
+
+
+def test_fp8_leaves_the_worst_layers_in_fp32_or_is_refused(loaded, calibration, data):
+    fill(calibration, data)
+    with pytest.raises(ConfigError, match="no layer can be quantised to fp8"):
+        loaded(precision="fp8", exclude="Conv,MatMul")
+    with pytest.raises(VerificationError, match=r"(?s)FP8 differs from FP32.*layers that cost most cosine"):
+        loaded(precision="fp8", tolerance="0.0001")
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("int8", "INT8"), ("fp8", "FP8")])
+def test_tensorrt_builds_an_engine_of_it(tmp_path, model, calibration, data, precision, kind):
+    """For a GPU that is not here; the types are those that the engine's inspector tells."""
+    fill(calibration, data)
+    folder = tmp_path / "repository/net/1"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(model)
+    parameter = f'parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}'
+    (folder.parent / "config.pbtxt").write_text(f'backend: "unified"\nmax_batch_size: 8\n{parameter}\n')
+    [built] = printed(tmp_path, "build", tmp_path / "repository", "--for", "sm89")["models"]
+    assert built["status"] == "built"
+    [plan] = tmp_path.glob("cache/entries/**/model.plan")
+    types = printed(tmp_path, "inspect", plan.parent)["facts"]["types"]
+    assert types[kind] >= 3
 
 
 def test_gpus_get_signed_values_with_zero_points_of_zero():
