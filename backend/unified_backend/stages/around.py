@@ -210,7 +210,7 @@ def surroundings(label: str, folder: Path, settings: Settings, config: Mapping[s
                 "what is composed onto the graph comes before what runs after it",
                 "Write the file last",
             )
-    if settings.gpu is None and (before or after):
+    if (settings.gpu is None or settings.gpu.index < 0) and (before or after):
         without_gpu_decoders()  # and not where a stage is built for the CPU to be asked, and for the GPU to be served
     return Around(label, before, tuple(call.with_files((folder, folder.parent)) for call in calls), after, config)
 
