@@ -272,6 +272,8 @@ def test_a_model_that_comes_quantised_is_kept(loaded, calibration, data, tmp_pat
     images = data.test_images[:50]
     answers = [one.runner.run({"image": images}, ["scores"])[0] for one in (first, again)]
     np.testing.assert_allclose(*answers, atol=1e-5)
+    with pytest.raises(ConfigError, match="not quantised to fp8: it comes quantised"):
+        loaded(content, precision="fp8")
 
 
 def perceptron() -> bytes:

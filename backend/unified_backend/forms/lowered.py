@@ -11,19 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unified_backend import hosts, verification
 from unified_backend.cache import FileMemo, Key
 from unified_backend.calibration import calibration_files, read_calibration
 from unified_backend.engines import Canonical
 from unified_backend.engines.reference import open_reference
 from unified_backend.engines.sessions import runtime_version
-from unified_backend.errors import ConfigError, SourceError, VerificationError
+from unified_backend.errors import ConfigError, VerificationError
 from unified_backend.formats.onnx import read_model
 from unified_backend.forms.float8 import in_float8
 from unified_backend.forms.foreign import samples_in
 from unified_backend.forms.halved import JUDGE, halved
+from unified_backend.forms.judging import EIGHT_BITS, Judge
 from unified_backend.forms.quantised import Quantising, layers_of, quantised, scheme_of, split
 from unified_backend.graph.cast import Half
 from unified_backend.graph.files import MODEL
@@ -33,21 +32,13 @@ from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.stages.around import Around
 from unified_backend.tensors import Array
-from unified_backend.verification import Compared, answered, require, samples_of, verify
+from unified_backend.verification import answered, samples_of
 
 __all__ = ["given", "key_of_lowered", "lowered", "mixes_rows", "precisions", "sensitivity"]
 
 logger = logging.getLogger(__name__)
 
 _RECIPE = 2  # raised when the same key fields would give other files
-_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16"}
-# Eight bits are steps of 0.4 % of a tensor's range, and a deep net sums many: EfficientNet-Lite0 is off by 0.16 of its
-# largest value at one class of a thousand, with a cosine of 0.976 and the same class for every photograph.
-_INT8_TOLERANCE, _COSINE, _TOP1 = 0.5, 0.95, 0.9
-_EIGHT_BITS = ("int8", "fp8")
-_DO = "Keep what matters in FP32 with the parameter `exclude`, accept more with `tolerance`, or take a higher precision"
-
-
 Files = Sequence[tuple[Path, str]]  # each with the digest of its bytes
 
 
@@ -217,7 +208,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     _require_matches(label, job.canonical.path, settings.exclude)
     full, _ = open_reference(label, job.canonical.path, settings)
     dynamic = precision == "int8" and settings.calibration_method == "dynamic"
-    data = job.data() if job.calibration or (precision in _EIGHT_BITS and not dynamic) else []
+    data = job.data() if job.calibration or (precision in EIGHT_BITS and not dynamic) else []
     if data:
         samples = [answered(full, one, None) for one in split(data)[1]]
     else:
@@ -229,24 +220,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
             "Give inputs that it takes as samples/NAME.npz beside the version folders, or set parameter `verify` to "
             "`warn`",
         )
-    rows: list[Compared] = []
-
-    def judge(path: Path) -> None:
-        tolerance = settings.tolerance or (_INT8_TOLERANCE if precision in _EIGHT_BITS else None)
-        try:
-            runner, _ = open_reference(label, path, settings)
-            rows[:] = verify(runner, samples, tolerance, computed_in=_COMPUTED_IN.get(precision, "FP32"))
-            require(rows, "FP32", f"the model in {precision.upper()}")
-            if precision in _EIGHT_BITS and settings.tolerance is None:
-                _require_classes(rows, precision)
-        except SourceError as error:
-            raise ConfigError(f"{label}: the model cannot be lowered to {precision}", error.why, _DO) from None
-        except VerificationError as error:
-            named = VerificationError(f"{label}: {error.what}", error.why, _DO)
-            if settings.verify == "strict":
-                raise named from None
-            logger.warning("%s Accepted all the same, because verify is warn.", named)
-
+    judge = Judge(label, precision, settings, samples)
     if precision == "int8":
         facts = quantised(
             Quantising(job.canonical, settings, data, _data_key(job.calibration, job.around), job.lookup), judge, folder
@@ -260,7 +234,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         came = "is quantised as it came" if precision == "int8" else "came in it"
         note = f"precision {precision}: the model {came}, and is kept so"
     else:
-        note = f"precision {precision}: {facts['nodes']} nodes, {_left(facts['kept'])}; {_told(rows)}"
+        note = f"precision {precision}: {facts['nodes']} nodes, {_left(facts['kept'])}; {judge.told()}"
     logger.info('lowered model=%s precision=%s note="%s"', label, precision, note)
     return {
         "already": False,
@@ -269,27 +243,8 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         "note": note,
         "judge": (folder / JUDGE).exists(),
         "signature": job.canonical.signature.to_json(),
-        "verified": [row.to_json() for row in rows],
+        "verified": [row.to_json() for row in judge.rows],
     }
-
-
-def _require_classes(rows: Sequence[Compared], precision: str) -> None:
-    """
-    Raises:
-        VerificationError: the answers point elsewhere, or name other classes, than those in FP32.
-    """
-    for name in dict.fromkeys(row.output for row in rows):
-        own = [row for row in rows if row.output == name]
-        cosine = min((row.cosine for row in own if row.cosine is not None), default=1.0)
-        agreed = [row.top1 for row in own if row.top1 is not None]
-        share = sum(agreed) / len(agreed) if agreed else 1.0
-        if cosine < _COSINE or share < _TOP1:
-            raise VerificationError(
-                f"the model in {precision.upper()} differs from FP32",
-                f"output {name} has a cosine of {cosine:.3f} to FP32's ({_COSINE} is asked for), and the same class "
-                f"for {share:.0%} of the rows ({_TOP1:.0%})",
-                _DO,
-            )
 
 
 def _require_matches(label: str, path: Path, patterns: Sequence[str]) -> None:
@@ -312,16 +267,3 @@ def _left(kept: Mapping[str, str]) -> str:
     """What stays in FP32, in words."""
     first = "; ".join(f"{name}: {why}" for name, why in list(kept.items())[:3])
     return f"{len(kept)} kept in FP32" + (f" ({first}{'; ...' if len(kept) > 3 else ''})" if kept else "")
-
-
-def _told(rows: Sequence[Compared]) -> str:
-    """How far it is from FP32, in words."""
-    if not rows:
-        return "not compared with FP32: no sample runs"
-    worst = max(row.max_rel for row in rows)
-    mean = float(np.mean([row.mean_rel for row in rows]))
-    text = f"off by {worst:.1e} of the largest value at most, {mean:.1e} in the mean"
-    cosines = [row.cosine for row in rows if row.cosine is not None]
-    text += f", cosine {min(cosines):.4f}" if cosines else ""
-    classes = [row.top1 for row in rows if row.top1 is not None]
-    return text + (f", the same class for {sum(classes) / len(classes):.0%}" if classes else "")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unified_backend.graph.cast import Names
+from unified_backend.graph.nodes import matches, named
 from unified_backend.graph.quantiser import LAYERS
 
 if TYPE_CHECKING:
@@ -46,19 +46,18 @@ def float8(model: onnx.ModelProto, ranges: Mapping[str, float], exclude: Sequenc
         ranges: value -> its largest absolute value as seen in FP32.
         exclude: patterns (`fnmatch`) of names of nodes, outputs of nodes or operators that stay in FP32.
     """
-    graph = model.graph
+    graph = named(model).graph
     names = Names(graph)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     done: dict[str, str] = {}
     made: list[onnx.NodeProto] = []
     kept: dict[str, str] = {}
     layers = 0
-    for number, node in enumerate(list(graph.node)):
+    for node in list(graph.node):
         copy = type(node).FromString(node.SerializeToString())
         if node.op_type in LAYERS:
-            name = node.name or f"{node.op_type}_{number}"
-            if why := _reason(node, name, exclude, ranges, weights):
-                kept[name] = why
+            if why := _reason(node, exclude, ranges, weights):
+                kept[node.name] = why
             else:
                 layers += 1
                 for at, name in enumerate(node.input[:2]):
@@ -78,21 +77,15 @@ def float8(model: onnx.ModelProto, ranges: Mapping[str, float], exclude: Sequenc
 
 def layers_in(model: onnx.ModelProto) -> list[str]:
     """Names of the layers with weights, as `float8` calls them."""
-    nodes = enumerate(model.graph.node)
-    return [node.name or f"{node.op_type}_{number}" for number, node in nodes if node.op_type in LAYERS]
+    return [node.name for node in named(model).graph.node if node.op_type in LAYERS]
 
 
 def _reason(
-    node: onnx.NodeProto,
-    name: str,
-    exclude: Sequence[str],
-    ranges: Mapping[str, float],
-    weights: Mapping[str, onnx.TensorProto],
+    node: onnx.NodeProto, exclude: Sequence[str], ranges: Mapping[str, float], weights: Mapping[str, onnx.TensorProto]
 ) -> str:
     """Why a layer stays in FP32; empty if it does not."""
-    for pattern in exclude:
-        if any(fnmatch.fnmatch(one, pattern) for one in (name, node.op_type, *node.output)):
-            return f"excluded by {pattern}"
+    if pattern := matches(node, exclude):
+        return f"excluded by {pattern}"
     unseen = [one for one in node.input[:2] if one not in weights and not ranges.get(one)]
     return f"{unseen[0]} was never anything but 0" if unseen else ""
 

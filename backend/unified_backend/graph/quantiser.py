@@ -20,7 +20,7 @@ from unified_backend.tensors import Array
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LAYERS", "QUANTISED", "TABLE", "work"]
+__all__ = ["DONE", "LAYERS", "QUANTISED", "TABLE", "work"]
 
 TABLE, QUANTISED = "table.json", "quantised.onnx"
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that hold weights: what is gained is gained there
@@ -30,7 +30,7 @@ _BETWEEN = (
     *("Squeeze", "Transpose", "Unsqueeze"),
 )
 _ACTIVATIONS = ("Clip", "Relu")
-_DONE = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+DONE = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 _MOST_LAYERS = 300
 
 
@@ -58,7 +58,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
 
     model = named(onnx.load(job["path"]))
     operators = Counter(node.op_type for node in model.graph.node)
-    if found := [name for name in _DONE if operators[name]]:
+    if found := [name for name in DONE if operators[name]]:
         return {"already": ", ".join(f"{name} ({operators[name]})" for name in found)}
     prepared = folder / "prepared.onnx"
     _save(model, prepared)
