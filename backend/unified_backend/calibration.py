@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from unified_backend.cache import FileMemo
-from unified_backend.errors import ConfigError, RequestError
+from unified_backend.engines import Runner
+from unified_backend.errors import ConfigError, EngineError, RequestError
 from unified_backend.samples import fitting, from_file
 from unified_backend.stages.parts import Before
 from unified_backend.tensors import Array, Signature, TensorSpec
@@ -41,7 +42,8 @@ def calibration_files(label: str, model_dir: Path, named: str | None, memo: File
         ConfigError: the folder that is named is not there, or holds no file.
     """
     folder = model_dir / named if named else model_dir / FOLDER
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    found = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    files = [path for path in found if path.is_file() and not path.name.startswith(".")]
     if not files and (named or folder.is_dir()):
         raise ConfigError(
             f"{label}: there is no calibration data",
@@ -52,19 +54,20 @@ def calibration_files(label: str, model_dir: Path, named: str | None, memo: File
 
 
 def read_calibration(
-    label: str, files: Sequence[Path], signature: Signature, before: Before | None
+    label: str, files: Sequence[Path], signature: Signature, before: Before | None, runner: Runner
 ) -> list[dict[str, Array]]:
     """The network's inputs, one batch for each file.
 
     Args:
         signature: of the network.
         before: the stage before it, which raw files go through.
+        runner: the network, which has to answer each batch.
 
     Raises:
-        ConfigError: there are none, or one cannot be used; names the file, and the input.
+        ConfigError: there are none, they are all the same, or one cannot be used; names the file, and the input.
     """
     if not files:
-        raise ConfigError(f"{label}: there is no calibration data", "precision int8 needs some", _DO)
+        raise ConfigError(f"{label}: there is no calibration data", "a precision of eight bits needs some", _DO)
     found = []
     for path in files:
         try:
@@ -74,7 +77,9 @@ def read_calibration(
             raise ConfigError(f"{label}: {what}", error.why, error.do) from None
         for one in feeds:
             _require_numbers(label, path, one)
+            _require_answer(label, path, one, runner)
         found += feeds
+    _require_differences(label, found)
     rows = sum(max((len(array) for array in one.values() if array.ndim), default=1) for one in found)
     if rows < _ADVISED:
         logger.warning("little calibration data model=%s rows=%d advised=some tens, %d at least", label, rows, _ADVISED)
@@ -128,6 +133,8 @@ def _requests(path: Path, signature: Signature) -> list[dict[str, Array]]:
             _require_known([one["name"] for one in content["inputs"]], signature)
             return [{spec.name: _tensor(path, content["inputs"], spec) for spec in signature.inputs}]
         rows = content["data"]
+        if not rows:
+            raise ValueError("it has no rows")
         _require_known([name for row in rows for name in row], signature)
         return [{spec.name: _row(path, row, spec) for spec in signature.inputs} for row in rows]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -187,6 +194,28 @@ def _require_known(names: Sequence[str], signature: Signature) -> None:
 def _batch(array: Array, spec: TensorSpec, path: Path) -> Array:
     """With the batch dimension that perf_analyzer's rows have not got."""
     return fitting(array[None] if spec.shape and array.ndim == len(spec.shape) - 1 else array, spec, path.name)
+
+
+def _require_answer(label: str, path: Path, feeds: Mapping[str, Array], runner: Runner) -> None:
+    what = f"{label}: the calibration data {path.name} cannot be used"
+    if any(array.shape[:1] == (0,) for array in feeds.values()):
+        raise ConfigError(what, "it has no rows", "Take it away, or fill it")
+    try:
+        runner.run(feeds, [spec.name for spec in runner.signature.outputs])
+    except (RequestError, EngineError) as error:
+        raise ConfigError(what, f"the model does not answer it: {error.why}", "Correct it") from None
+
+
+def _require_differences(label: str, found: Sequence[Mapping[str, Array]]) -> None:
+    """Values that are all the same have no range."""
+    for name in found[0]:
+        arrays = [one[name] for one in found if one[name].dtype.kind == "f" and one[name].size]
+        if arrays and all((array == arrays[0].flat[0]).all() for array in arrays):
+            raise ConfigError(
+                f"{label}: the calibration data cannot be used",
+                f"all values of {name} are {arrays[0].flat[0]:g}, which tells no range",
+                "Give inputs that the model sees in service",
+            )
 
 
 def _require_numbers(label: str, path: Path, feeds: Mapping[str, Array]) -> None:

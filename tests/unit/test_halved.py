@@ -246,3 +246,33 @@ def test_tensorrt_builds_an_engine_of_it_whose_layers_are_fp16(tmp_path, name, s
         found = describe("net.unified/1", folder, parameters, cache, gpu=Gpu(2, "NVIDIA L40S", (8, 9)))
         assert found.canonical.precision == "fp16"
         assert plan.parent == cache.store.place(engine_key(found.canonical.digest, TensorRtRtx(), found.settings))
+
+
+def test_what_lies_behind_an_operator_that_onnx_does_not_know_stays_in_fp32(tmp_path):
+    """Its type is not known, so that no cast can be put before what reads it."""
+    opsets = '<ir_version: 9, opset_import: ["":17, "com.microsoft":1]> '
+    source = f"""{opsets} g {INPUT} => {OUTPUT} {WEIGHTS} {{
+        a = Gemm(x, w) b = com.microsoft.Gelu(a) c = Gemm(b, w) y = Relu(c) }}"""
+    lowered = loaded(tmp_path, source, precision="fp16")
+    x = np.ones((2, 4), np.float32)
+    assert np.isfinite(lowered.runner.run({"x": x}, ["y"])[0]).all()
+    note = next(note for note in lowered.described.report.notes if note.startswith("precision fp16"))
+    assert "the type of b is not known" in note
+
+
+def test_graphs_inside_nodes_stay_in_fp32_and_are_told(tmp_path):
+    source = f"""{HEADER} g (float[N,4] x, bool c) => {OUTPUT} {WEIGHTS} {{
+        a = MatMul(x, w)
+        b = If (c) <then_branch = t () => (float[N,4] p) {{ p = MatMul(a, w) }},
+                    else_branch = e () => (float[N,4] q) {{ q = Relu(a) }}>
+        y = Relu(b) }}"""
+    sample(tmp_path, 0, x=np.ones((2, 4), np.float32), c=np.array(True))
+    understood = described(tmp_path, source, precision="fp16")
+    note = next(note for note in understood.report.notes if note.startswith("precision fp16"))
+    assert "If holds a graph of its own" in note
+
+
+def test_samples_that_are_no_numbers_prove_nothing(tmp_path):
+    sample(tmp_path, 0, x=np.full((2, 4), np.nan, np.float32))
+    with pytest.raises(VerificationError, match="x of a sample is NaN"):
+        described(tmp_path, MLP, precision="fp16")

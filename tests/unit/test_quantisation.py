@@ -354,3 +354,113 @@ def test_a_quantiser_that_dies_is_told(loaded, calibration, data, monkeypatch):
             loaded()
     finally:
         worker.unlink()
+
+
+def convolution(opset: int) -> bytes:
+    """[N, 3, 8, 8] -> [N, 4], its weights in Constant nodes, as PaddlePaddle's exporter writes them."""
+    generator = np.random.default_rng(3)
+
+    def constant(name: str, *shape: int) -> onnx.NodeProto:
+        value = numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        return helper.make_node("Constant", [], [name], value=value)
+
+    nodes = [
+        constant("w", 16, 3, 3, 3),
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        constant("v", 16, 4),
+        helper.make_node("MatMul", ["d", "v"], ["y"], "product"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["N", 3, 8, 8]), ("y", ["N", 4])))
+    graph = helper.make_graph(nodes, "convolution", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7).SerializeToString()
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_weights_in_constants_and_old_opsets_are_quantised_too(loaded, calibration, opset, precision):
+    generator = np.random.default_rng(4)
+    for number in range(8):
+        np.savez(calibration / f"{number}.npz", x=generator.standard_normal((2, 3, 8, 8)).astype(np.float32))
+    lowered = loaded(convolution(opset), precision=precision, tolerance="0.2")  # noise has no classes to agree on
+    kinds = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+    shapes = [tuple(one.dims) for one in graph_of(lowered).initializer if one.data_type == kinds[precision]]
+    assert {(16, 3, 3, 3), (16, 4)} <= set(shapes)
+    assert any("2 nodes, 0 kept in FP32" in note for note in lowered.described.report.notes)
+
+
+def test_dynamic_quantisation_counts_what_it_did(loaded):
+    generator = np.random.default_rng(0)
+    w = numpy_helper.from_array(generator.standard_normal((8, 8)).astype(np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8, 8]) for name in ("x", "y")]
+
+    def made(*nodes: onnx.NodeProto) -> bytes:
+        graph = helper.make_graph([*nodes], "attention", ends[:1], ends[1:], [w])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+    with pytest.raises(ConfigError, match=r"nothing to quantise.*of 1 layers none multiplies by weights"):
+        loaded(made(helper.make_node("MatMul", ["x", "x"], ["y"], "alone")), calibration_method="dynamic")
+    first = helper.make_node("MatMul", ["x", "w"], ["h"], "weighted")
+    second = helper.make_node("MatMul", ["h", "x"], ["y"], "alone")
+    both = loaded(made(first, second), calibration_method="dynamic", tolerance="0.5")
+    assert any("1 nodes, 1 kept in FP32 (alone" in note for note in both.described.report.notes)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ([np.zeros((0, 1, 8, 8), np.float32)], "00.npz cannot be used: it has no rows"),
+        ([np.zeros((2, 1, 8, 8), np.float32)] * 2, "all values of image are 0, which tells no range"),
+        ([np.full((2, 1, 8, 8), 7, np.float32)] * 2, "all values of image are 7"),
+    ],
+)
+def test_data_that_tells_nothing_is_refused(loaded, calibration, arrays, message):
+    for number, array in enumerate(arrays):
+        np.savez(calibration / f"{number:02}.npz", image=array)
+    with pytest.raises(ConfigError, match=message):
+        loaded()
+
+
+def test_a_batch_that_the_model_does_not_answer_is_named(loaded, calibration):
+    ends = [
+        helper.make_tensor_value_info(name, kind, ["N", *rest])
+        for name, kind, rest in (("id", TensorProto.INT64, []), ("y", TensorProto.FLOAT, [4]))
+    ]
+    nodes = [helper.make_node("Gather", ["table", "id"], ["e"]), helper.make_node("MatMul", ["e", "w"], ["y"])]
+    generator = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("table", (10, 8)), ("w", (8, 4)))
+    ]
+    graph = helper.make_graph(nodes, "words", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    np.savez(calibration / "good.npz", id=np.arange(10))
+    np.savez(calibration / "wild.npz", id=np.array([3, 98]))
+    with pytest.raises(
+        ConfigError, match=r"wild\.npz cannot be used: the model does not answer it.*out of data bounds"
+    ):
+        loaded(model)
+    (calibration / "wild.npz").unlink()
+    assert loaded(model).described.canonical.precision == "int8"
+
+
+def test_little_data_and_a_failure_that_is_accepted_are_in_every_load_s_note(loaded, calibration, data):
+    fill(calibration, data, files=2)
+    for origin in ("made", "hit"):
+        lowered = loaded(tolerance="0.0001", verify="warn")
+        assert lowered.described.report.lookups["precision"] == origin
+        [note] = [note for note in lowered.described.report.notes if note.startswith("precision int8")]
+        assert "that fails, and verify is warn" in note
+        assert "compared on what it was calibrated on" in note
+    assert lowered.runner.run({"image": data.test_images[:1]}, ["scores"])[0].shape == (1, 10)
+
+
+def test_a_model_that_comes_quantised_needs_no_data(loaded, calibration, data):
+    fill(calibration, data)
+    content = loaded().described.canonical.path.read_bytes()
+    for path in calibration.iterdir():
+        path.unlink()
+    calibration.rmdir()
+    assert any("quantised as it came" in note for note in loaded(content).described.report.notes)

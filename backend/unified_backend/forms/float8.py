@@ -78,7 +78,7 @@ def in_float8(
             logger.info('quantising again model=%s kept_in_fp32=%d reason="%s"', label, step, error.why)
             continue
         named = {name: kept.get(name, why) for name, why in made.kept.items()}
-        return {"nodes": made.layers, "kept": named, "batches": [len(learnt), len(checked)]}
+        return {"nodes": made.layers, "kept": named, "held_out": learnt is not data}
 
 
 def _alone(

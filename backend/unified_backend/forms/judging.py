@@ -32,6 +32,7 @@ class Judge:
 
     Attributes:
         rows: of the last comparison.
+        accepted: why it failed, where `verify` is warn.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Judge:
     settings: Settings
     samples: Sequence[Sample]
     rows: list[Compared] = dataclasses.field(default_factory=list)
+    accepted: str = ""
 
     def __call__(self, path: Path) -> None:
         """
@@ -61,6 +63,7 @@ class Judge:
             named = VerificationError(f"{self.label}: {error.what}", error.why, _DO)
             if settings.verify == "strict":
                 raise named from None
+            self.accepted = error.why
             logger.warning("%s Accepted all the same, because verify is warn.", named)
 
     def told(self) -> str:
@@ -73,7 +76,8 @@ class Judge:
         cosines = [row.cosine for row in self.rows if row.cosine is not None]
         text += f", cosine {min(cosines):.4f}" if cosines else ""
         classes = [row.top1 for row in self.rows if row.top1 is not None]
-        return text + (f", the same class for {sum(classes) / len(classes):.0%}" if classes else "")
+        text += f", the same class for {sum(classes) / len(classes):.0%}" if classes else ""
+        return text + (f"; that fails, and verify is warn: {self.accepted}" if self.accepted else "")
 
     def _require_classes(self) -> None:
         """

@@ -11,14 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unified_backend import hosts, verification
 from unified_backend.cache import FileMemo, Key
 from unified_backend.calibration import calibration_files, read_calibration
-from unified_backend.engines import Canonical
+from unified_backend.engines import Canonical, Runner
 from unified_backend.engines.reference import open_reference
 from unified_backend.engines.sessions import runtime_version
 from unified_backend.errors import ConfigError, VerificationError
-from unified_backend.formats.onnx import read_model
+from unified_backend.formats.onnx import coarsest_float, read_model
 from unified_backend.forms.float8 import in_float8
 from unified_backend.forms.foreign import samples_in
 from unified_backend.forms.halved import JUDGE, halved
@@ -27,12 +29,13 @@ from unified_backend.forms.quantised import Quantising, layers_of, quantised, sc
 from unified_backend.graph.cast import Half
 from unified_backend.graph.files import MODEL
 from unified_backend.graph.nodes import matches, named
+from unified_backend.graph.quantiser import DONE
 from unified_backend.lookups import Lookup
 from unified_backend.samples import FixedDims
 from unified_backend.settings import Settings
 from unified_backend.stages.around import Around
 from unified_backend.tensors import Array
-from unified_backend.verification import answered, samples_of
+from unified_backend.verification import Sample, answered, samples_of
 
 __all__ = ["given", "key_of_lowered", "lowered", "mixes_rows", "precisions", "sensitivity"]
 
@@ -58,12 +61,12 @@ class _Job:
     calibration: Files
     lookup: Lookup
 
-    def data(self) -> list[dict[str, Array]]:
-        """The calibration data, as the network takes it."""
+    def data(self, full: Runner) -> list[dict[str, Array]]:
+        """The calibration data, as the network takes it: `full`, in FP32, answers each batch."""
         label, signature = self.canonical.label, self.canonical.signature
         before = self.around.stage_before(signature, threads=hosts.cores())
         try:
-            return read_calibration(label, [path for path, _ in self.calibration], signature, before)
+            return read_calibration(label, [path for path, _ in self.calibration], signature, before, full)
         finally:
             if before:
                 before.stage.close()
@@ -119,7 +122,7 @@ def sensitivity(
     """
     files = given(canonical.label, settings, model_dir, lookup.cache.store.memo)
     job = _Job(canonical, settings, around, *files, lookup)
-    data = job.data()
+    data = job.data(open_reference(canonical.label, canonical.path, settings)[0])
     what = Quantising(canonical, settings, data, _data_key(job.calibration, around), lookup)
     with tempfile.TemporaryDirectory(prefix="triton-unified-") as folder:
         return layers_of(what, split(data)[1], Path(folder))
@@ -206,9 +209,16 @@ def _kept(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
 def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     label, settings = job.canonical.label, job.settings
     _require_matches(label, job.canonical.path, settings.exclude)
+    eight = precision in EIGHT_BITS
+    if eight and (already := _quantised_already(job.canonical.path)) and precision == "int8":
+        logger.info('kept quantised model=%s operators="%s"', label, already)
+        return {"already": True, "note": f"precision {precision}: the model is quantised as it came, and is kept so"}
+    if eight and (coarsest := coarsest_float(job.canonical.path)) != "FP32":
+        why = f"it computes in {coarsest}, and eight bits are made of FP32"
+        raise ConfigError(f"{label}: the model is not quantised", why, "Export it in FP32, or leave `precision` out")
     full, _ = open_reference(label, job.canonical.path, settings)
     dynamic = precision == "int8" and settings.calibration_method == "dynamic"
-    data = job.data() if job.calibration or (precision in EIGHT_BITS and not dynamic) else []
+    data = job.data(full) if job.calibration or (eight and not dynamic) else []
     if data:
         samples = [answered(full, one, None) for one in split(data)[1]]
     else:
@@ -220,6 +230,7 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
             "Give inputs that it takes as samples/NAME.npz beside the version folders, or set parameter `verify` to "
             "`warn`",
         )
+    _require_numbers(label, samples)
     judge = Judge(label, precision, settings, samples)
     if precision == "int8":
         facts = quantised(
@@ -231,10 +242,10 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         half: Half = "fp16" if precision == "fp16" else "bf16"
         facts = halved(job.canonical, settings, half, samples, judge, folder)
     if facts.get("already"):
-        came = "is quantised as it came" if precision == "int8" else "came in it"
-        note = f"precision {precision}: the model {came}, and is kept so"
+        note = f"precision {precision}: the model came in it, and is kept so"
     else:
         note = f"precision {precision}: {facts['nodes']} nodes, {_left(facts['kept'])}; {judge.told()}"
+        note += "" if facts.get("held_out", True) else "; compared on what it was calibrated on, for there is little"
     logger.info('lowered model=%s precision=%s note="%s"', label, precision, note)
     return {
         "already": False,
@@ -245,6 +256,26 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
         "signature": job.canonical.signature.to_json(),
         "verified": [row.to_json() for row in judge.rows],
     }
+
+
+def _quantised_already(path: Path) -> str:
+    """The operators of the model that say so."""
+    return ", ".join(sorted({node.op_type for node in read_model(path).graph.node} & set(DONE)))
+
+
+def _require_numbers(label: str, samples: Sequence[Sample]) -> None:
+    """
+    Raises:
+        VerificationError: a sample, or FP32's answer to it, is no number: any answer would do.
+    """
+    for sample in samples:
+        for name, array in (*sample.feeds.items(), *sample.expected.items()):
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                raise VerificationError(
+                    f"{label}: a lower precision cannot be compared with FP32",
+                    f"{name} of a sample is NaN",
+                    "Give samples that are numbers, and that the model answers with numbers",
+                )
 
 
 def _require_matches(label: str, path: Path, patterns: Sequence[str]) -> None:

@@ -183,8 +183,6 @@ def _run(what: Quantising, task: str, job: Mapping[str, Any], feeds: Sequence[Fe
     whole = {**job, "task": task, "path": str(what.canonical.path.absolute()), "feeds": files}
     try:
         done = jobs.run(Path(hosts.interpreter()), _WORKER, whole, folder, limits, label)
-    except ConfigError as error:
-        raise ConfigError(f"{label}: {error.what}", error.why, error.do) from None
     except ConversionError as error:
         raise ConfigError(
             f"{label}: the model cannot be quantised",

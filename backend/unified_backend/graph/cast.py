@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from unified_backend.graph.nodes import matches, named
+from unified_backend.graph.nodes import hoist_constants, matches, named
 
 if TYPE_CHECKING:
     import onnx
@@ -70,11 +70,18 @@ def cast(
     target = TensorProto.FLOAT16 if to == "fp16" else TensorProto.BFLOAT16
     graph = model.graph
     named(model)
-    _hoist_constants(graph)
-    floats = float_values(model)
+    hoist_constants(graph)
+    kinds = _kinds(model)
+    floats = frozenset(name for name, kind in kinds.items() if kind == TensorProto.FLOAT)
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     rule = _Rule(
-        to, {entry.domain: entry.version for entry in model.opset_import}, floats, weights, exclude, ranges or {}
+        to,
+        {entry.domain: entry.version for entry in model.opset_import},
+        floats,
+        kinds.keys(),
+        weights,
+        exclude,
+        ranges or {},
     )
     kept: dict[str, str] = {}
     half: list[tuple[onnx.NodeProto, set[int], set[int]] | None] = []
@@ -133,8 +140,15 @@ def cast(
 
 def float_values(model: onnx.ModelProto) -> frozenset[str]:
     """Names of the FP32 values of the graph, as far as ONNX's inference knows them."""
+    from onnx import TensorProto
+
+    return frozenset(name for name, kind in _kinds(model).items() if kind == TensorProto.FLOAT)
+
+
+def _kinds(model: onnx.ModelProto) -> dict[str, int]:
+    """Value -> its element type, of those that ONNX's inference knows: none behind operators that it does not."""
     import onnx
-    from onnx import TensorProto, shape_inference
+    from onnx import shape_inference
 
     lean = onnx.ModelProto()
     lean.CopyFrom(model)
@@ -145,8 +159,8 @@ def float_values(model: onnx.ModelProto) -> frozenset[str]:
     del lean.graph.value_info[:]
     graph = shape_inference.infer_shapes(lean, strict_mode=False).graph
     values = (*graph.input, *graph.output, *graph.value_info)
-    found = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return frozenset(found | {one.name for one in graph.initializer if one.data_type == TensorProto.FLOAT})
+    found = {value.name: value.type.tensor_type.elem_type for value in values if value.type.tensor_type.elem_type}
+    return found | {one.name: one.data_type for one in graph.initializer}
 
 
 _SHAPE_VALUES = 1024  # larger initializers are no shapes, and inference does without their values
@@ -159,6 +173,7 @@ class _Rule:
     to: Half
     opsets: Mapping[str, int]
     floats: Collection[str]
+    known: Collection[str]
     weights: Mapping[str, onnx.TensorProto]
     exclude: Sequence[str]
     ranges: Mapping[str, float]
@@ -169,6 +184,11 @@ class _Rule:
         outputs = {at for at, name in enumerate(node.output) if name in self.floats}
         if node.op_type in _FIRST_ONLY:
             inputs &= {0}
+        if _holds_graphs(node):
+            return f"{node.op_type} holds a graph of its own", inputs, outputs
+        unknown = [name for name in node.input if name and name not in self.known]
+        if unknown and node.op_type != "Cast":
+            return f"the type of {unknown[0]} is not known: its operator is none of ONNX's own", inputs, outputs
         if not inputs and not outputs:
             return "", set(), set()
         return self._reason(node, inputs, outputs), inputs, outputs
@@ -178,8 +198,6 @@ class _Rule:
             return f"excluded by {pattern}"
         if node.op_type == "Cast" or not inputs:
             return ""  # it makes FP32 of something else, and a cast of its result follows where one is needed
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            return f"{node.op_type} holds a graph of its own"
         if node.op_type in _KEPT:
             return f"{node.op_type} stays in FP32"
         if not self._allowed(node, inputs, outputs):
@@ -213,6 +231,10 @@ class _Rule:
         if values.size == 1 and 0 < float(values.reshape(-1)[0]) <= _SMALLEST[self.to]:
             return f"{tensor.name} is {float(values.reshape(-1)[0]):.3g}, which would be zero"
         return ""
+
+
+def _holds_graphs(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 
 
 def _port(ports: Sequence[Any], at: int) -> Any:
@@ -255,21 +277,6 @@ def _captured(node: onnx.NodeProto) -> Iterator[str]:
                 yield from inner.input
                 yield from _captured(inner)
             yield from (value.name for value in graph.output)
-
-
-def _hoist_constants(graph: onnx.GraphProto) -> None:
-    """Make initializers of constants, so that there is one kind of weight."""
-    rest = []
-    for node in graph.node:
-        value = next((one.t for one in node.attribute if one.name == "value" and one.HasField("t")), None)
-        if node.op_type == "Constant" and value is not None:
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
-        else:
-            rest.append(type(node).FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(rest)
 
 
 def _converted(tensor: onnx.TensorProto, name: str, to: Half, emulated: bool) -> onnx.TensorProto:

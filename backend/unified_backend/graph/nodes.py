@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["matches", "named"]
+__all__ = ["hoist_constants", "matches", "named"]
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,3 +29,18 @@ def matches(node: onnx.NodeProto, patterns: Sequence[str]) -> str | None:
     """The first pattern (`fnmatch`) that matches the node's name, its operator or the name of an output of it."""
     names = (node.name, node.op_type, *node.output)
     return next((one for one in patterns if any(fnmatch.fnmatch(name, one) for name in names)), None)
+
+
+def hoist_constants(graph: onnx.GraphProto) -> None:
+    """Make initializers of constants, so that there is one kind of weight."""
+    rest = []
+    for node in graph.node:
+        value = next((one.t for one in node.attribute if one.name == "value" and one.HasField("t")), None)
+        if node.op_type == "Constant" and value is not None:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+        else:
+            rest.append(type(node).FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(rest)

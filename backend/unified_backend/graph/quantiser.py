@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unified_backend.conversion.interface import graphs_of
 from unified_backend.errors import ConfigError
-from unified_backend.graph.nodes import matches, named
+from unified_backend.graph.nodes import hoist_constants, matches, named
 from unified_backend.tensors import Array
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _BETWEEN = (
 )
 _ACTIVATIONS = ("Clip", "Relu")
 DONE = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_OPSET = 13  # the first whose Q/DQ has a scale for each channel
 _MOST_LAYERS = 300
 
 
@@ -60,6 +62,9 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     operators = Counter(node.op_type for node in model.graph.node)
     if found := [name for name in DONE if operators[name]]:
         return {"already": ", ".join(f"{name} ({operators[name]})" for name in found)}
+    hoist_constants(model.graph)
+    if next((one.version for one in model.opset_import if not one.domain), 0) < _OPSET:
+        model = _raised(model)
     prepared = folder / "prepared.onnx"
     _save(model, prepared)
     tell(job["task"])
@@ -85,6 +90,23 @@ def _calibrate(
     return {}
 
 
+def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """
+    Raises:
+        ConfigError: ONNX's converter does not know the model's operators.
+    """
+    from onnx import version_converter
+
+    try:
+        return named(version_converter.convert_version(model, _OPSET))
+    except Exception as error:
+        raise ConfigError(
+            "the model is not quantised",
+            f"Q/DQ by channel needs opset {_OPSET}, and ONNX does not raise the model to it: {str(error)[:200]}",
+            f"Export it with opset {_OPSET} or later",
+        ) from error
+
+
 def _quantise(
     job: Mapping[str, Any], model: onnx.ModelProto, prepared: Path, folder: Path, tell: Callable[..., None]
 ) -> dict[str, Any]:
@@ -98,12 +120,13 @@ def _quantise(
         )
     nodes = [node.name for node in model.graph.node if _matches(model, node.name, job["exclude"])]
     _write(prepared, folder / QUANTISED, job, exclude=[*nodes, *_before(model, kept)])
-    return {"layers": len(layers) - len(kept), "kept": kept}
+    return {"layers": len(layers) - len(kept), "kept": [*kept, *_inside(model)]}
 
 
 def _dynamic(
     job: Mapping[str, Any], model: onnx.ModelProto, prepared: Path, folder: Path, tell: Callable[..., None]
 ) -> dict[str, Any]:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     if any(node.op_type in ("Conv", "ConvTranspose") for node in model.graph.node):
@@ -122,8 +145,16 @@ def _dynamic(
         nodes_to_exclude=nodes,
         use_external_data_format=_large(prepared),
     )
+    left = {node.name for node in onnx.load(folder / QUANTISED, load_external_data=False).graph.node}
     layers = _layers(model)
-    return {"layers": len([name for name in layers if name not in nodes]), "kept": [n for n in layers if n in nodes]}
+    kept = [name for name in layers if name in left]
+    if len(kept) == len(layers):
+        raise ConfigError(
+            "there is nothing to quantise",
+            f"of {len(layers)} layers none multiplies by weights, or all are excluded",
+            "Leave out the parameter `precision`, or exclude less",
+        )
+    return {"layers": len(layers) - len(kept), "kept": [*kept, *_inside(model)]}
 
 
 def _sensitive(
@@ -194,6 +225,12 @@ def _layers(model: onnx.ModelProto) -> list[str]:
 
 def _matches(model: onnx.ModelProto, name: str, patterns: Sequence[str]) -> bool:
     return matches(next(node for node in model.graph.node if node.name == name), patterns) is not None
+
+
+def _inside(model: onnx.ModelProto) -> list[str]:
+    """Layers in graphs that nodes hold, which are left as they are."""
+    _, *inner = graphs_of(model.graph)
+    return [node.name or node.output[0] for graph in inner for node in graph.node if node.op_type in LAYERS]
 
 
 def _before(model: onnx.ModelProto, layers: Sequence[str]) -> list[str]:

@@ -80,7 +80,7 @@ def _plan_key(loaded: Loaded, sample: Mapping[str, Array]) -> Key:
             "canonical": loaded.described.canonical.digest,
             "engine": loaded.engine,
             "settings": {
-                name: value if value is None or isinstance(value, (bool, int, str)) else list(map(str, value))
+                name: value if value is None or isinstance(value, (bool, int, float, str)) else list(map(str, value))
                 for name, value in dataclasses.asdict(settings).items()
                 # Of libraries the canonical model's key has the bytes; here is their path.
                 if name not in ("source", "build", "require_cached", "custom_op_library", "gpu", "tensorrt")
