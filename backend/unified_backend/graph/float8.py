@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unified_backend.graph.cast import Names
-from unified_backend.graph.nodes import matches, named
+from unified_backend.graph.nodes import hoist_constants, matches, named
 from unified_backend.graph.quantiser import LAYERS
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def float8(model: onnx.ModelProto, ranges: Mapping[str, float], exclude: Sequenc
         exclude: patterns (`fnmatch`) of names of nodes, outputs of nodes or operators that stay in FP32.
     """
     graph = named(model).graph
+    hoist_constants(graph)
     names = Names(graph)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     done: dict[str, str] = {}
