@@ -142,6 +142,19 @@ def test_an_input_that_nobody_takes(build):
     assert 'input "m" is not used' in told(build, ("inputs:\n  n:", "inputs:\n  m: {dtype: FP32, dims: [1]}\n  n:"))
 
 
+def test_a_step_of_which_nothing_is_used_is_not_asked(build, tmp_path):
+    """Triton refuses an ensemble with such a step."""
+    build(
+        (
+            "  - stage: join.py",
+            f"{ADD_STEP.replace('y: sums', 'y: more').replace('model: add', 'model: add_2')}  - stage: join.py",
+        )
+    )
+    text = (tmp_path / "models/sums/config.pbtxt").read_text()
+    assert 'model_name: "add"' in text
+    assert "add_2" not in text
+
+
 def test_a_model_of_fixed_batch_takes_no_items(build, tmp_path):
     one = """<ir_version: 9, opset_import: ["":17]> g (float[1,2] x) => (float[1,1] y)
     <int64[1] axes = {1}> { y = ReduceSum <keepdims = 1> (x, axes) }"""

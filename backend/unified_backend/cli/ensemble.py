@@ -16,6 +16,7 @@ from unified_backend.ensembles.definition import read_definition
 from unified_backend.ensembles.graph import to_mermaid, to_svg
 from unified_backend.ensembles.members import wired
 from unified_backend.ensembles.writing import write_ensemble, write_fused
+from unified_backend.errors import Refused
 
 __all__ = ["app"]
 
@@ -76,6 +77,9 @@ def graph(
         found = wired(read_definition(definition), repository, cache)
     text = to_svg(found) if form == "svg" else to_mermaid(found)
     if out:
-        out.write_text(text)
+        try:
+            out.write_text(text)
+        except OSError as error:
+            raise Refused(f"{out} cannot be written", str(error.strerror), "Name a file elsewhere") from None
     else:
         typer.echo(text, nl=False)

@@ -223,8 +223,13 @@ def _ensemble(wired: Wired) -> dict[str, Any]:
                 counts[f"{own}_items"] = _count(wired, name)
         return found | counts
 
-    # Triton refuses an ensemble with a tensor that nobody uses.
-    used = {name for step in definition.steps for name in mapped(step, step.inputs).values()} | {*definition.outputs}
+    # Triton refuses an ensemble with a tensor that nobody uses, and one with a step that gives none.
+    wanted, needed = {*definition.outputs.values()}, list[Step]()
+    for step in reversed(definition.steps):
+        if wanted & {*step.outputs.values()}:
+            wanted |= {*step.inputs.values()}
+            needed.insert(0, step)
+    used = {name for step in needed for name in mapped(step, step.inputs).values()} | {*definition.outputs}
     steps = [
         {
             "model_name": _stage_model(definition, step) if step.stage else step.name,
@@ -232,7 +237,7 @@ def _ensemble(wired: Wired) -> dict[str, Any]:
             "input_map": mapped(step, step.inputs),
             "output_map": {own: name for own, name in mapped(step, step.outputs).items() if name in used},
         }
-        for step in definition.steps
+        for step in needed
     ]
     return {
         "platform": "ensemble",

@@ -44,7 +44,8 @@ def pipeline_bytes(
         return bytes(define(**options).serialize())
     except (Exception, SystemExit) as error:  # whatever a user's code raises is told
         line = _line(error, path)
-        reason = dali_reason(error) if isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
+        told = " ".join(str(error).split())[:300] or "it returns nothing"
+        reason = dali_reason(error) if type(error) is RuntimeError else told
         raise ConfigError(
             f"{label}: {path.name} does not define a pipeline",
             f"{name}: {type(error).__name__}: {reason}{line}",
