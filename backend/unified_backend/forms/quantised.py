@@ -121,7 +121,7 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
                 error.why,
             )
             continue
-        named = {name: kept.get(name, "excluded") for name in result["kept"]}
+        named = {name: kept.get(name, why) for name, why in result["kept"].items()}
         return {
             "nodes": result["layers"],
             "kept": named,

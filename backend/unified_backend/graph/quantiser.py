@@ -48,7 +48,7 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
 
     Returns:
         of `calibrate` nothing, and `table.json` in the folder; of `quantise` and `dynamic` the number of `layers` that
-        were quantised and the names of those `kept`, and `quantised.onnx`; of `layers` the `rows` of the table.
+        were quantised and why others are `kept`, by name, and `quantised.onnx`; of `layers` the `rows` of the table.
         `already` where the model has Q/DQ.
 
     Raises:
@@ -120,7 +120,7 @@ def _quantise(
         )
     nodes = [node.name for node in model.graph.node if _matches(model, node.name, job["exclude"])]
     _write(prepared, folder / QUANTISED, job, exclude=[*nodes, *_before(model, kept)])
-    return {"layers": len(layers) - len(kept), "kept": [*kept, *_inside(model)]}
+    return {"layers": len(layers) - len(kept), "kept": dict.fromkeys(kept, "excluded") | _inside(model)}
 
 
 def _dynamic(
@@ -154,7 +154,8 @@ def _dynamic(
             f"of {len(layers)} layers none multiplies by weights, or all are excluded",
             "Leave out the parameter `precision`, or exclude less",
         )
-    return {"layers": len(layers) - len(kept), "kept": [*kept, *_inside(model)]}
+    why = {name: "excluded" if name in nodes else "it multiplies by no weights" for name in kept}
+    return {"layers": len(layers) - len(kept), "kept": why | _inside(model)}
 
 
 def _sensitive(
@@ -227,10 +228,11 @@ def _matches(model: onnx.ModelProto, name: str, patterns: Sequence[str]) -> bool
     return matches(next(node for node in model.graph.node if node.name == name), patterns) is not None
 
 
-def _inside(model: onnx.ModelProto) -> list[str]:
+def _inside(model: onnx.ModelProto) -> dict[str, str]:
     """Layers in graphs that nodes hold, which are left as they are."""
     _, *inner = graphs_of(model.graph)
-    return [node.name or node.output[0] for graph in inner for node in graph.node if node.op_type in LAYERS]
+    layers = (node for graph in inner for node in graph.node if node.op_type in LAYERS)
+    return {node.name or node.output[0]: "it is in a graph that a node holds" for node in layers}
 
 
 def _before(model: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
