@@ -42,7 +42,6 @@ class Foreign:
         digests: SHA-256 of the bytes of each of the source's files, in hex.
         samples: the user's sample files, each with the digest of its bytes.
         as_onnx: its graph is changed (fragments, a precision), and must be ONNX then.
-        opens_batch: the config asks for batches, and the file's first dimension is fixed: conversion alone opens it.
     """
 
     source: Source
@@ -52,7 +51,6 @@ class Foreign:
     digests: tuple[str, ...]
     samples: tuple[tuple[Path, str], ...] = ()
     as_onnx: bool = False
-    opens_batch: bool = False
 
     @property
     def signature(self) -> Signature:
@@ -115,10 +113,7 @@ def foreign(source: Source, samples: Path | None, settings: Settings, around: Ar
     description = stated(description, settings, around.engine_config(), [path for path, _ in found], source.label)
     fixed = around.fixed(Signature(description.inputs, description.outputs))
     as_onnx = bool(around.fragments) or (settings.lowers and settings.precision != "auto")
-    digests = tuple(map(memo.digest, source.files))
-    fixed_rows = any(spec.shape and isinstance(spec.shape[0], int) for spec in description.inputs)
-    opens = source.format == "tflite" and fixed_rows and int(around.config.get("max_batch_size") or 0) > 0
-    return Foreign(source, description, settings, fixed, digests, found, as_onnx, opens)
+    return Foreign(source, description, settings, fixed, tuple(map(memo.digest, source.files)), found, as_onnx)
 
 
 def samples_in(folder: Path, memo: FileMemo) -> tuple[tuple[Path, str], ...]:

@@ -75,16 +75,13 @@ def ways(foreign: Foreign) -> list[Engine | Toolchain]:
     """Engines that take the source as it is, and the toolchain that converts it: the best first.
 
     An installed toolchain comes first, for it brings the source framework's own answers; one that is still to be
-    installed comes last. Where only conversion gives the batches that the config asks for, it is the one way: what a
-    config asks for must not depend on what is installed.
+    installed comes last.
     """
     direct = [engine for engine in _takers(foreign) if not engine.unusable(foreign.settings.gpu)]
     direct = [] if foreign.as_onnx else direct
     toolchain, mode, chosen = toolchain_for(foreign.source.format), toolchain_mode(), foreign.settings.engine
     if toolchain is None or mode == "off" or (chosen != "auto" and "onnx" not in ENGINES[chosen].accepts):
         return [*direct]
-    if foreign.opens_batch:
-        return [toolchain]
     if environment.python_of(toolchain, toolchain_directory()):
         return [*direct, toolchain] if chosen == "openvino" else [toolchain, *direct]
     return [*direct, toolchain]
