@@ -72,9 +72,8 @@ class OnnxRuntime:
         1.31.1 crashes while it writes those of some models.
         """
         options = session_options(settings, Threads(intra_op=1))
-        if (
-            canonical.precision == "fp8"
-        ):  # its optimiser writes QLinearConv, which has no FP8, and then refuses the graph
+        if canonical.precision == "fp8":
+            # The optimiser would write QLinearConv, which has no FP8, and then refuse the graph.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.optimized_model_filepath = utf8_path(folder / _MODEL)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _WEIGHTS)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from unified_backend.engines import Canonical, Runner
 from unified_backend.engines.reference import open_reference
 from unified_backend.errors import ConfigError, VerificationError
-from unified_backend.formats.onnx import read_model
 from unified_backend.forms.quantised import MOST_KEPT, literal, refused, split
 from unified_backend.graph.files import MODEL, read_whole, write_whole
 from unified_backend.graph.float8 import OPSET, float8, layers_in
-from unified_backend.graph.quantiser import DONE
+from unified_backend.graph.nodes import at_opset
 from unified_backend.graph.ranges import ranges
 from unified_backend.settings import Settings
 from unified_backend.tensors import Array
@@ -53,9 +52,6 @@ def in_float8(
     def opened(file: Path) -> Runner:
         return open_reference(label, file, settings)[0]
 
-    if done := sorted({node.op_type for node in read_model(path).graph.node} & set(DONE)):
-        why = f"it comes quantised, with {', '.join(done)}"
-        raise ConfigError(f"{label}: the model is not quantised to fp8", why, "Give the model before that, or int8")
     learnt, checked = split(data)
     seen = ranges(path, learnt, folder, opened)
     rows: list[dict[str, Any]] = []
@@ -106,9 +102,4 @@ def _alone(
 
 
 def _model(path: Path) -> onnx.ModelProto:
-    from onnx import version_converter
-
-    model = read_whole(path)
-    if next((one.version for one in model.opset_import if not one.domain), 0) < OPSET:
-        return version_converter.convert_version(model, OPSET)
-    return model
+    return at_opset(read_whole(path), OPSET)

@@ -12,6 +12,7 @@ from unified_backend.errors import ConfigError
 from unified_backend.formats.onnx import coarsest_float
 from unified_backend.graph.cast import Half, cast
 from unified_backend.graph.files import MODEL, read_whole, write_whole
+from unified_backend.graph.nodes import at_opset
 from unified_backend.graph.ranges import ranges
 from unified_backend.settings import Settings
 from unified_backend.verification import Sample
@@ -73,9 +74,5 @@ def halved(
 
 
 def _model(path: Path, half: Half) -> onnx.ModelProto:
-    from onnx import version_converter
-
     model = read_whole(path)
-    if half == "bf16" and next((one.version for one in model.opset_import if not one.domain), 0) < _BFLOAT16_OPSET:
-        return version_converter.convert_version(model, _BFLOAT16_OPSET)
-    return model
+    return at_opset(model, _BFLOAT16_OPSET) if half == "bf16" else model

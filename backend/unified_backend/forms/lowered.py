@@ -120,6 +120,8 @@ def sensitivity(
     Raises:
         ConfigError: the calibration data cannot be used, or there is none.
     """
+    if _quantised_already(canonical.path):
+        return []
     files = given(canonical.label, settings, model_dir, lookup.cache.store.memo)
     job = _Job(canonical, settings, around, *files, lookup)
     data = job.data(open_reference(canonical.label, canonical.path, settings)[0])
@@ -210,7 +212,11 @@ def _made(job: _Job, precision: str, folder: Path) -> dict[str, Any]:
     label, settings = job.canonical.label, job.settings
     _require_matches(label, job.canonical.path, settings.exclude)
     eight = precision in EIGHT_BITS
-    if eight and (already := _quantised_already(job.canonical.path)) and precision == "int8":
+    already = _quantised_already(job.canonical.path) if eight else ""
+    if already and precision == "fp8":
+        why = f"it comes quantised, with {already}"
+        raise ConfigError(f"{label}: the model is not quantised to fp8", why, "Give the model before that, or int8")
+    if already:
         logger.info('kept quantised model=%s operators="%s"', label, already)
         return {"already": True, "note": f"precision {precision}: the model is quantised as it came, and is kept so"}
     if eight and (coarsest := coarsest_float(job.canonical.path)) != "FP32":

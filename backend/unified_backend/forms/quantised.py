@@ -79,7 +79,7 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
 
     Args:
         judge: compares a model with FP32.
-        folder: gets `model.onnx`, unless the source is quantised already.
+        folder: gets `model.onnx`.
 
     Raises:
         ConfigError: it cannot be quantised.
@@ -90,18 +90,13 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
     learnt, checked = split(what.data)
     dynamic = settings.calibration_method == "dynamic"
     if not dynamic:
-        table = _table(what, learnt)
-        if table is None:
-            return {"already": True, "nodes": 0, "kept": {}}
-        job["table"] = str(table)
+        job["table"] = str(_table(what, learnt))
     rows: list[Mapping[str, Any]] = []
     kept: dict[str, str] = {}
     step = 0
     while True:
         task = {**job, "exclude": [*job["exclude"], *map(literal, kept)]}
         result = _run(what, "dynamic" if dynamic else "quantise", task, [], folder)
-        if "already" in result:
-            return {"already": True, "nodes": 0, "kept": {}}
         write_whole(read_whole(folder / QUANTISED), folder / MODEL)
         _clear(folder)
         try:
@@ -139,8 +134,6 @@ def layers_of(what: Quantising, checked: Sequence[Feeds], folder: Path) -> list[
         folder: for the work.
     """
     table = _table(what, split(what.data)[0])
-    if table is None:
-        return []
     job = {"exclude": list(what.settings.exclude), "scheme": scheme_of(what.settings), "table": str(table)}
     logger.info("measuring layers model=%s batches=%d", what.canonical.label, len(checked))
     rows = _run(what, "layers", job, checked[:4], folder)["rows"]
@@ -148,8 +141,8 @@ def layers_of(what: Quantising, checked: Sequence[Feeds], folder: Path) -> list[
     return list(rows)
 
 
-def _table(what: Quantising, learnt: Sequence[Feeds]) -> Path | None:
-    """The ranges of the values inside the model; None where it is quantised already."""
+def _table(what: Quantising, learnt: Sequence[Feeds]) -> Path:
+    """The ranges of the values inside the model."""
     key = Key(
         "calibration",
         {
@@ -162,12 +155,11 @@ def _table(what: Quantising, learnt: Sequence[Feeds]) -> Path | None:
     )
 
     def make(folder: Path) -> dict[str, Any]:
-        result = _run(what, "calibrate", {"method": what.settings.calibration_method}, learnt, folder)
+        _run(what, "calibrate", {"method": what.settings.calibration_method}, learnt, folder)
         _clear(folder)
-        return {"already": result.get("already", ""), "batches": len(learnt)}
+        return {"batches": len(learnt)}
 
-    entry = what.lookup(key, make)
-    return None if entry.facts["already"] else entry.path / TABLE
+    return what.lookup(key, make).path / TABLE
 
 
 def _run(what: Quantising, task: str, job: Mapping[str, Any], feeds: Sequence[Feeds], folder: Path) -> dict[str, Any]:

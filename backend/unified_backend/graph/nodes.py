@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["hoist_constants", "matches", "named"]
+__all__ = ["at_opset", "hoist_constants", "matches", "named"]
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,6 +29,20 @@ def matches(node: onnx.NodeProto, patterns: Sequence[str]) -> str | None:
     """The first pattern (`fnmatch`) that matches the node's name, its operator or the name of an output of it."""
     names = (node.name, node.op_type, *node.output)
     return next((one for one in patterns if any(fnmatch.fnmatch(name, one) for name in names)), None)
+
+
+def at_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
+    """The model in an opset of ONNX's own operators that is no lower; itself where it is so already.
+
+    Raises:
+        Exception: of any type, of ONNX's converter.
+    """
+    from onnx import version_converter
+
+    if next((one.version for one in model.opset_import if not one.domain), 0) >= least:
+        return model
+    raised: onnx.ModelProto = version_converter.convert_version(model, least)
+    return raised
 
 
 def hoist_constants(graph: onnx.GraphProto) -> None:

@@ -6,7 +6,6 @@ Started by `toolchains.job` in the server's own Python, for it imports much and 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from unified_backend.conversion.interface import graphs_of
 from unified_backend.errors import ConfigError
-from unified_backend.graph.nodes import hoist_constants, matches, named
+from unified_backend.graph.nodes import at_opset, hoist_constants, matches, named
 from unified_backend.tensors import Array
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     Returns:
         of `calibrate` nothing, and `table.json` in the folder; of `quantise` and `dynamic` the number of `layers` that
         were quantised and why others are `kept`, by name, and `quantised.onnx`; of `layers` the `rows` of the table.
-        `already` where the model has Q/DQ.
 
     Raises:
         ConfigError: there is nothing to quantise.
@@ -59,12 +57,8 @@ def work(job: dict[str, Any], folder: Path, tell: Callable[..., None]) -> dict[s
     import onnx
 
     model = named(onnx.load(job["path"]))
-    operators = Counter(node.op_type for node in model.graph.node)
-    if found := [name for name in DONE if operators[name]]:
-        return {"already": ", ".join(f"{name} ({operators[name]})" for name in found)}
     hoist_constants(model.graph)
-    if next((one.version for one in model.opset_import if not one.domain), 0) < _OPSET:
-        model = _raised(model)
+    model = _raised(model)
     prepared = folder / "prepared.onnx"
     _save(model, prepared)
     tell(job["task"])
@@ -95,10 +89,8 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ConfigError: ONNX's converter does not know the model's operators.
     """
-    from onnx import version_converter
-
     try:
-        return named(version_converter.convert_version(model, _OPSET))
+        return named(at_opset(model, _OPSET))
     except Exception as error:
         raise ConfigError(
             "the model is not quantised",
@@ -111,14 +103,14 @@ def _quantise(
     job: Mapping[str, Any], model: onnx.ModelProto, prepared: Path, folder: Path, tell: Callable[..., None]
 ) -> dict[str, Any]:
     layers = _layers(model)
-    kept = [name for name in layers if _matches(model, name, job["exclude"])]
+    nodes = [node.name for node in model.graph.node if matches(node, job["exclude"])]
+    kept = [name for name in layers if name in set(nodes)]
     if not layers or len(kept) == len(layers):
         raise ConfigError(
             "there is nothing to quantise",
             "every layer is excluded" if layers else f"the graph has no {', '.join(LAYERS)}",
             "Leave out the parameter `precision`, or exclude less",
         )
-    nodes = [node.name for node in model.graph.node if _matches(model, node.name, job["exclude"])]
     _write(prepared, folder / QUANTISED, job, exclude=[*nodes, *_before(model, kept)])
     return {"layers": len(layers) - len(kept), "kept": dict.fromkeys(kept, "excluded") | _inside(model)}
 
@@ -135,7 +127,7 @@ def _dynamic(
             "it has convolutions, which run several times slower so than in FP32",
             "Give calibration data, and take another `calibration_method`",
         )
-    nodes = [node.name for node in model.graph.node if _matches(model, node.name, job["exclude"])]
+    nodes = [node.name for node in model.graph.node if matches(node, job["exclude"])]
     quantize_dynamic(
         prepared,
         folder / QUANTISED,
@@ -165,8 +157,8 @@ def _sensitive(
     feeds = list(_feeds(job["feeds"]))
     expected = _run(prepared, feeds)
     rows = []
-    layers = [name for name in _layers(model) if not _matches(model, name, job["exclude"])]
     kinds = {node.name: node.op_type for node in model.graph.node}
+    layers = [node.name for node in model.graph.node if node.op_type in LAYERS and not matches(node, job["exclude"])]
     for number, name in enumerate(layers[:_MOST_LAYERS]):
         if number % 10 == 0:
             tell(f"layer {number + 1} of {len(layers)}")
@@ -222,10 +214,6 @@ def _write(
 
 def _layers(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type in LAYERS]
-
-
-def _matches(model: onnx.ModelProto, name: str, patterns: Sequence[str]) -> bool:
-    return matches(next(node for node in model.graph.node if node.name == name), patterns) is not None
 
 
 def _inside(model: onnx.ModelProto) -> dict[str, str]:
