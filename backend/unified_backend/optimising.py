@@ -15,6 +15,7 @@ from unified_backend.engines import Built, Canonical, Threads
 from unified_backend.engines.onnxruntime import OnnxRuntime
 from unified_backend.engines.reference import open_reference
 from unified_backend.formats.onnx import Onnx, read_model
+from unified_backend.forms.judging import COMPUTED_IN
 from unified_backend.forms.lowered import lowered, sensitivity
 from unified_backend.forms.reference import Reference
 from unified_backend.forms.simplified import TOLERANCE, simplified
@@ -28,7 +29,6 @@ from unified_backend.verification import Compared, Sample, samples_of, verify
 __all__ = ["Optimised", "optimise"]
 
 _ENGINE = OnnxRuntime()
-_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16", "int8": "QDQ", "fp8": "QDQ"}
 _LOWERING = ("precision", "exclude", "calibration", "calibration_method")  # parameters of what comes after
 
 
@@ -141,7 +141,7 @@ def _engine_step(canonical: Canonical, settings: Settings, samples: Sequence[Sam
         seconds = time.monotonic() - began
         runner = _ENGINE.load(canonical, Built(folder, facts), settings, Threads(hosts.cores()))
         rows = verify(
-            runner, samples, settings.tolerance, computed_in=_COMPUTED_IN.get(canonical.precision or "", "FP32")
+            runner, samples, settings.tolerance, computed_in=COMPUTED_IN.get(canonical.precision or "", "FP32")
         )
         runner.close()
         name = f"{_ENGINE.name} {settings.graph_optimization}"

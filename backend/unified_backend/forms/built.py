@@ -14,6 +14,7 @@ from unified_backend.cache import Key
 from unified_backend.engines import Built, Canonical, Engine, Runner, Threads
 from unified_backend.errors import CacheFullError, UnifiedError
 from unified_backend.formats.onnx import coarsest_float
+from unified_backend.forms.judging import COMPUTED_IN, EIGHT_BITS
 from unified_backend.forms.profiled import samples_within
 from unified_backend.forms.reference import PROFILED, Reference
 from unified_backend.lookups import Lookup
@@ -95,8 +96,8 @@ class Builder:
 
     def _computed_in(self) -> str:
         """The coarsest type that the engine computes in; TF32 has the 10 bits of mantissa of FP16."""
-        if self.canonical.precision in ("int8", "fp8"):
-            return "QDQ"
+        if self.canonical.precision in EIGHT_BITS:
+            return COMPUTED_IN[self.canonical.precision]
         coarsest = coarsest_float(self.canonical.path) if self.canonical.format == "onnx" else "FP32"
         return "FP16" if coarsest == "FP32" and self.settings.gpu and self.settings.tf32 else coarsest
 

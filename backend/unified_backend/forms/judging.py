@@ -14,12 +14,12 @@ from unified_backend.errors import ConfigError, SourceError, VerificationError
 from unified_backend.settings import Settings
 from unified_backend.verification import Compared, Sample, require, verify
 
-__all__ = ["EIGHT_BITS", "Judge"]
+__all__ = ["COMPUTED_IN", "EIGHT_BITS", "Judge"]
 
 logger = logging.getLogger(__name__)
 
 EIGHT_BITS = ("int8", "fp8")
-_COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16"}
+COMPUTED_IN = {"fp16": "FP16", "bf16": "BF16", "int8": "QDQ", "fp8": "QDQ"}  # as `verify` has it
 # Eight bits are steps of 0.4 % of a tensor's range, and a deep net sums many: EfficientNet-Lite0 is off by 0.16 of its
 # largest value at one class of a thousand, with a cosine of 0.976 and the same class for every photograph.
 _TOLERANCE, _COSINE, _TOP1 = 0.5, 0.95, 0.9
@@ -52,7 +52,7 @@ class Judge:
         tolerance = settings.tolerance or (_TOLERANCE if eight else None)
         try:
             runner, _ = open_reference(self.label, path, settings)
-            self.rows = verify(runner, self.samples, tolerance, computed_in=_COMPUTED_IN.get(self.precision, "FP32"))
+            self.rows = verify(runner, self.samples, tolerance, computed_in=COMPUTED_IN[self.precision])
             require(self.rows, "FP32", f"the model in {self.precision.upper()}")
             if eight and settings.tolerance is None:
                 self._require_classes()
