@@ -18,8 +18,8 @@ compile() {
 
 dev=build/dev.lock
 [ ! -f requirements.lock ] || cp requirements.lock "$dev"
-compile "$@" --extra cpu --extra fleet --extra server --extra demo --extra test --output-file "$dev" \
-    pyproject.toml requirements/build.in requirements/lint.in
+compile "$@" --extra cpu --extra fleet --extra server --extra report --extra docs --extra demo --extra test \
+    --output-file "$dev" pyproject.toml requirements/build.in requirements/lint.in
 { cat "$dev" && compile --no-deps --no-header requirements/no-deps.in requirements/dali.in; } >requirements.lock
 
 compile "$@" --no-deps --output-file requirements/perf-analyzer.lock requirements/perf-analyzer.in

@@ -78,6 +78,11 @@ if [ -n "$ldconfig" ] && ! "$ldconfig" -p | grep -q libquadmath.so.0; then
     install_packages libgomp1 libquadmath0 ||
         echo "setup: MXNet needs libgomp1 and libquadmath0, which could not be installed: apt-get install them"
 fi
+# What the tests of web pages open them in; without it only they fail. Ubuntu has Chromium as a snap alone.
+if ! { command -v chromium-headless-shell || command -v chromium || command -v google-chrome; } >/dev/null; then
+    install_packages chromium-headless-shell ||
+        echo "setup: the tests of pages need Chromium, which could not be installed: apt-get install chromium"
+fi
 python=$(choose_python)
 "$python" -I scripts/make_env.py
 if [ -f scripts/fetch_models.py ]; then
