@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 import tritonclient.grpc as grpcclient
-from measuring.drive import MeasurementError, Reading, find_perf_analyzer, served
-from measuring.serving import serving
+from unified_backend.errors import MeasurementError
 from unified_backend.gpus import driver
 from unified_backend.graph.cast import cast
 from unified_backend.graph.files import read_whole, write_whole
+from unified_backend.measuring.perf_analyzer import Load, Reading, find_perf_analyzer, measure
+from unified_backend.measuring.serving import serving
 
 HERE = Path(__file__).resolve().parent
 BATCH = 64
@@ -88,9 +89,6 @@ def main() -> int:
         print(f"no GPU: {driver().why_none}", file=sys.stderr)
         return 2
     tool = find_perf_analyzer()
-    if tool is None:
-        print("perf_analyzer is missing: it is not beside this Python nor on PATH", file=sys.stderr)
-        return 2
     gpu = driver().gpus[0]
     folder = platformdirs.user_cache_path("triton-unified-benchmarks") / "gpu"
     _child(options.torch, "torch_side.py", "export", str(folder))
@@ -133,7 +131,8 @@ def _measured(network: str, precision: str, folder: Path, tool: Path, options: a
                     model = f"{row.input}_{name.replace(' ', '_')}"
                     for concurrency in options.concurrency if name != "naive" else (64,):
                         try:
-                            reading = served(tool, model, url, "shm", concurrency, SECONDS, OUTPUT_BYTES)
+                            load = Load(model, url, "shm", concurrency, output_bytes=OUTPUT_BYTES)
+                            reading = measure(tool, load, SECONDS)
                         except MeasurementError as error:
                             print(error, file=sys.stderr)
                             continue

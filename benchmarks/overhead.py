@@ -26,22 +26,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from measuring.drive import (
-    PROTOCOLS,
-    MeasurementError,
-    find_perf_analyzer,
-    in_process,
-    open_session,
-    served,
-)
+from measuring.in_process import in_process, open_session
 from measuring.models import MODELS, Model, model_file
 from measuring.report import IN_PROCESS, PROMISES, Cell, table
 from measuring.repository import UNIFIED, served_name, write_repository
-from measuring.serving import serving
 from onnxruntime import InferenceSession
 from rich.console import Console
 from unified_backend import hosts
 from unified_backend.errors import UnifiedError
+from unified_backend.measuring.perf_analyzer import PROTOCOLS, Load, find_perf_analyzer, measure
+from unified_backend.measuring.serving import serving
 from unified_backend.server.run import RunningServer
 
 BACKENDS = ("naive", UNIFIED, "concat", "constant", IN_PROCESS)
@@ -57,9 +51,6 @@ console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 def main() -> int:
     options = _options()
     tool = find_perf_analyzer()
-    if tool is None:
-        print("perf_analyzer is missing: it is not beside this Python nor on PATH. Run `make setup`.", file=sys.stderr)
-        return 2
     cells = [Cell(m, p, c) for m in options.models for p in options.protocols for c in options.concurrency]
     console.print(f"{len(cells)} cells, {options.rounds} rounds: about {_estimate(cells, options) / 60:.1f} minutes")
     bench = _Bench(tool, options)
@@ -69,7 +60,7 @@ def main() -> int:
         if doubtful:
             console.print(f"{len(doubtful)} cells break a promise: measuring them again")
             bench.measure(doubtful, SECOND_LOOK * options.rounds)
-    except (MeasurementError, UnifiedError) as error:
+    except UnifiedError as error:
         print(error, file=sys.stderr)
         return 1
     verdicts = [verdict for promise in PROMISES if (verdict := promise.verdict(cells))]
@@ -132,7 +123,8 @@ class _Bench:
             else:
                 url = server.options.url("http" if cell.protocol == "http" else "grpc")
                 name = served_name(model, backend)
-                reading = served(self.tool, name, url, cell.protocol, cell.concurrency, seconds, model.output_bytes)
+                load = Load(name, url, cell.protocol, cell.concurrency, output_bytes=model.output_bytes)
+                reading = measure(self.tool, load, seconds)
             cell.readings.setdefault(backend, []).append(reading)
 
 

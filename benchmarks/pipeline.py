@@ -25,8 +25,6 @@ from statistics import median
 import numpy as np
 import skimage.data
 import tritonclient.grpc as grpcclient
-from measuring.drive import Reading, find_perf_analyzer, served
-from measuring.serving import serving
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +33,8 @@ from unified_backend.ensembles.definition import Definition, read_definition
 from unified_backend.ensembles.members import wired
 from unified_backend.ensembles.writing import write_ensemble, write_fused
 from unified_backend.loading import open_cache
+from unified_backend.measuring.perf_analyzer import Load, Reading, find_perf_analyzer, measure
+from unified_backend.measuring.serving import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOGRAPHS = {"classify": "coffee", "ocr": "page"}
@@ -59,8 +59,6 @@ def main() -> None:
     """Measure, and print the table."""
     options = _options()
     tool = find_perf_analyzer()
-    if tool is None:
-        raise SystemExit("pipeline: perf_analyzer is not there. Run `make setup`.")
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "models"
@@ -118,7 +116,8 @@ def _measured(
             data = folder / f"{name}.json"
             shape = [1, 1] if way == "ensemble" else [1]
             data.write_text(json.dumps({"data": [{"image": {"content": {"b64": _bytes(content)}, "shape": shape}}]}))
-            readings.append(served(tool, name, url, "grpc", concurrency, options.seconds, 0, str(data)))
+            load = Load(name, url, concurrency=concurrency, input_data=str(data))
+            readings.append(measure(tool, load, options.seconds))
     return [Row(pipeline, way, concurrency, readings) for way, readings in ways.items()]
 
 

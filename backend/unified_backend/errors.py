@@ -12,6 +12,7 @@ __all__ = [
     "ConversionError",
     "DamagedSourceError",
     "EngineError",
+    "MeasurementError",
     "NotCachedError",
     "Refused",
     "RequestError",
@@ -148,6 +149,10 @@ class RequestError(UnifiedError):
 
 class ServerError(UnifiedError):
     """A Triton server is missing, cannot start, or is not the one expected."""
+
+
+class MeasurementError(UnifiedError):
+    """A model was not measured: it does not load in the server, or perf_analyzer saw no request end."""
 
 
 class Refused(UnifiedError):  # noqa: N818 - it is a refusal, not a failure

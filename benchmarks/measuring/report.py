@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 
 from rich.table import Table
-
-from measuring.drive import Reading
+from unified_backend.measuring.perf_analyzer import Reading
 
 __all__ = ["IN_PROCESS", "PROMISES", "Cell", "Promise", "Ratio", "Verdict", "table"]
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unified_backend.errors import MeasurementError
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
 from unified_backend.server.preflight import free_ports
 from unified_backend.server.run import RunningServer, start
-
-from measuring.drive import MeasurementError
 
 __all__ = ["serving"]
 
@@ -42,10 +41,14 @@ def serving(repository: Path, folder: Path) -> Iterator[RunningServer]:
     )
     with start(find_server(), [repository], options) as server:
         if not server.ready(timeout=_READY_SECONDS):
-            raise MeasurementError(f"the server did not get ready\n{_tail(log)}")
+            raise MeasurementError(
+                f"{repository}: the server did not get ready", _tail(log), "See the end of its log above"
+            )
         if failed := [model for model in server.models() if model.state != "READY"]:
-            reasons = "\n".join(f"{model.name}: {model.reason}" for model in failed)
-            raise MeasurementError(f"the server could not load every model\n{reasons}")
+            reasons = "; ".join(f"{model.name}: {model.reason}" for model in failed)
+            raise MeasurementError(
+                f"{repository}: not every model was loaded", reasons, "`triton-unified check` says more of each"
+            )
         yield server
 
 
