@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page_at(browser: Browser) -> Iterator[Callable[..., Opened]]:
-    """`page_at(path_or_url, width=1440, dark=False)` opens a file or an address of this machine, until the test ends."""
+    """`page_at(path_or_url, width=1440, dark=False)` opens a file or an address of this machine for one test."""
     contexts = []
 
     def open_page(where: str | Path, width: int = 1440, dark: bool = False) -> Opened:
