@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from reference_commands import commands
 from mkdocs.structure.files import File, Files
+from reference_commands import commands
 from reference_parameters import parameters
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The tables of parameters: the lines of the settings' docstrings, their parsers, their defaults, and what refuses them."""
+"""The tables of parameters: from the settings' docstrings, parsers and defaults, and from what refuses them."""
 
 from __future__ import annotations
 
