@@ -14,10 +14,11 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 from reference_commands import commands
+from reference_messages import messages
 from reference_parameters import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = {"parameters": parameters, "commands": commands}
+GENERATED = {"parameters": parameters, "commands": commands, "messages": messages}
 # Of the repository -> its place in the site.
 ADOPTED = {
     "CHANGELOG.md": "changelog.md",
