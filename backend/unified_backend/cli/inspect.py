@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unified_backend.cache import FileMemo
 from unified_backend.cli.cache.shared import amount, one_line
-from unified_backend.cli.source import named
+from unified_backend.cli.source import folder_of, found_in, named
 from unified_backend.errors import ConfigError, Refused, SourceError
-from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.formats import FORMATS, Source
 from unified_backend.formats.description import Description
 from unified_backend.formats.integrity import check
-from unified_backend.formats.keras_hdf5 import KerasHdf5, is_hdf5
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import TensorSpec
@@ -70,8 +67,7 @@ def inspect(
 
 
 def _result(path: Path, settings: Settings) -> dict[str, Any]:
-    folder, chosen = (path, None) if path.is_dir() else (path.parent, path.name)
-    found = _found(path, folder, chosen)
+    folder, found = folder_of(path), found_in(path)
     unread = check(found)
     refuse_unused(found.format, settings, path.name)
     described = _described(found, settings)
@@ -83,17 +79,6 @@ def _result(path: Path, settings: Settings) -> dict[str, Any]:
         "notes": [*described.notes, *unread],
         "facts": described.facts,
     }
-
-
-def _found(path: Path, folder: Path, chosen: str | None) -> Source:
-    try:
-        with tempfile.TemporaryDirectory(prefix="triton-unified-") as notes:  # no cache is needed, or touched
-            return find_source(path.name, folder, FileMemo(Path(notes)), chosen)
-    except SourceError:
-        # Weights alone are no model that could be found, and tell their names and shapes all the same.
-        if chosen is not None and is_hdf5(path):
-            return Source(path.name, KerasHdf5.name, path, (path,))
-        raise
 
 
 def _described(found: Source, settings: Settings) -> Description:
