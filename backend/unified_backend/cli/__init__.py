@@ -13,6 +13,7 @@ from unified_backend.cli.build import build
 from unified_backend.cli.check import check
 from unified_backend.cli.convert import convert
 from unified_backend.cli.doctor import doctor
+from unified_backend.cli.export import export
 from unified_backend.cli.init import init
 from unified_backend.cli.inspect import inspect
 from unified_backend.cli.install import install, uninstall
@@ -43,6 +44,7 @@ app.command()(optimize)
 app.command()(doctor)
 app.command()(top)
 app.command()(build)
+app.command()(export)
 app.add_typer(cache.app, name="cache")
 app.add_typer(toolchain.app, name="toolchain")
 app.add_typer(ensemble.app, name="ensemble")
