@@ -96,6 +96,7 @@ def config_template(
 def _tensors(name: str, description: Description, batching: Batching, max_batch_size: int) -> Iterator[str]:
     """The completed inputs and outputs, and what of them is known only later."""
     signature = Signature(description.inputs, description.outputs)
+    hidden = _untold(description)
     completed, _ = complete(name, {}, signature, batching, max_batch_size)
     if batching.verdict is Verdict.IMPOSSIBLE:
         yield from _comment(f"By its file the model is not batched: {batching.reason}. A load may see more.")
@@ -107,13 +108,27 @@ def _tensors(name: str, description: Description, batching: Batching, max_batch_
             f"Its file does not tell type and shape of {', '.join(description.unstated)}: write them, or it does not "
             "load; -1 is any size."
         )
-    elif description.untyped:
-        yield from _comment(f"Its file does not tell the type of {', '.join(description.untyped)}: a load finds it.")
+    if hidden:
+        yield from _comment(f"Its file does not tell all of {', '.join(hidden)}: a load finds out.")
     if not description.outputs:
         yield from _comment("What it gives, its framework knows: the conversion, at the first load, finds the outputs.")
     yield f"#max_batch_size: {completed['max_batch_size']}"
     for side in ("input", "output"):
-        yield from (f"#{to_pbtxt({side: [row]}, one_line=True)}" for row in completed[side])
+        for row in completed[side]:
+            told = {key: value for key, value in row.items() if key not in hidden.get(row["name"], ())}
+            yield f"#{to_pbtxt({side: [told]}, one_line=True)}"
+
+
+def _untold(description: Description) -> dict[str, set[str]]:
+    """Fields of tensors that the file does not tell, which would be guesses."""
+    hidden: dict[str, set[str]] = {}
+    for spec in (*description.inputs, *description.outputs):
+        fields = {"dims", "reshape"} if spec.shape is None else set()
+        if spec.name in description.untyped and spec.name not in description.unstated:
+            fields.add("data_type")
+        if fields:
+            hidden[spec.name] = fields
+    return hidden
 
 
 def _parameter(name: str, form: str) -> Iterator[str]:

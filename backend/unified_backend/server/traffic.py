@@ -138,9 +138,7 @@ def _by_model(samples: Samples) -> defaultdict[Model, float]:
     return found
 
 
-def _gained_by_process(
-    before: Iterable[tuple[Labels, float]], after: Iterable[tuple[Labels, float]]
-) -> defaultdict[Model, float]:
+def _gained_by_process(before: Samples, after: Samples) -> defaultdict[Model, float]:
     """What counters of single processes gained: one that came meanwhile began at 0, one that went is not there."""
     old = {(_model(labels), labels.get("pid")): value for labels, value in before}
     found: defaultdict[Model, float] = defaultdict(float)
