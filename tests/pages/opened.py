@@ -24,7 +24,11 @@ class Opened:
     def violations(self) -> list[str]:
         """What axe finds against WCAG 2.1 A and AA, contrast included: one line for each element at fault."""
         found = Axe().run(self.page, options=_WCAG_AA).response["violations"]
-        return [f"{one['id']}: {' '.join(node['target'])}" for one in found for node in one["nodes"]]
+        return [
+            f"{one['id']}: {' '.join(map(str, node['target']))}: {node['failureSummary']}"
+            for one in found
+            for node in one["nodes"]
+        ]
 
     def overflow(self) -> int:
         """Pixels that the page is wider than its window: above 0 it scrolls sideways."""
