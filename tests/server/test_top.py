@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import COMMAND, LOCAL, UNIFIED, Triton, command, doubling_onnx
+from test_metrics import LOOKUP, LOOPED
 from tritonclient.utils import InferenceServerException
 from unified_backend.errors import Refused
 from unified_backend.server.metrics import metrics_url
-
-LOOPED = UNIFIED + 'parameters { key: "batching" value { string_value: "loop" } }\n'
 
 
 @contextmanager
@@ -64,7 +63,7 @@ def page(*texts: str) -> Iterator[str]:
 
 def test_it_tells_what_was_answered_in_the_interval(triton: Triton) -> None:
     with (
-        triton.serving("watched", {"1/m.onnx": doubling_onnx()}, LOOPED) as model,
+        triton.serving("watched", {"1/m.onnx": LOOKUP}, LOOPED) as model,
         watching("--url", triton.metrics_url, "--json", "--interval", "3") as process,
     ):
         quiet = look(process, model)
@@ -73,14 +72,16 @@ def test_it_tells_what_was_answered_in_the_interval(triton: Triton) -> None:
         assert quiet["engines"] == ["onnxruntime"]
         assert sum(quiet["cache"].values()) > 0
         for rows in (1, 3, 4, 8):
-            triton.infer(model, {"X": np.ones((rows, 4), np.float32)})
-        with pytest.raises(InferenceServerException):
-            triton.infer(model, {"X": np.ones((1, 5), np.float32)})
+            triton.infer(model, {"index": np.zeros((rows, 1), np.int64)})
+        for _ in range(2):
+            with pytest.raises(InferenceServerException):
+                triton.infer(model, {"index": np.full((1, 1), 7)})
         busy = look(process, model)
         after = look(process, model)
     # What the stub counts reaches the server within a second, and may fall into the next interval.
     rows = {row["mean_batch_size"] for row in (busy, after)} - {None}
     assert 4.0 in rows
+    assert 2 * busy["failures_per_second"] == pytest.approx(busy["requests_per_second"])
     assert busy["requests_per_second"] == pytest.approx(4 / 3, rel=0.2)
     latency = busy["latency_ms"]
     assert latency["total"] >= latency["queue"] + latency["input"] + latency["infer"] + latency["output"] > 0
@@ -103,7 +104,7 @@ def test_on_a_terminal_it_is_drawn_again_until_it_is_interrupted(triton: Triton)
             [COMMAND, "top", "--url", triton.metrics_url, "--interval", "0.3"],
             stdout=terminal,
             stderr=terminal,
-            env={**os.environ, "COLUMNS": "140", "TERM": "xterm"},
+            env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
         )
         os.close(terminal)
         shown = b""

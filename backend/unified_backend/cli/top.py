@@ -24,6 +24,8 @@ __all__ = ["top"]
 
 _COLUMNS = ("model", "engine", "req/s", "fail/s", "batch", "ms", "queue", "input", "infer", "output", "cache", "misses")
 _NUMBERS = _COLUMNS[2:10]
+_DETAILS = ("input", "output", "cache")  # that a narrow terminal has no room for
+_WIDE = 110  # columns of one that has
 
 
 def top(
@@ -63,7 +65,7 @@ def top(
             now = next(looks)
             if now.restarted:
                 raise ServerError(*_restarted(now.restarted))
-            _print(now)
+            _print(console, now)
         else:
             _watch(console, url, looks)
     except KeyboardInterrupt:
@@ -101,18 +103,12 @@ def _restarted(models: Sequence[str]) -> tuple[str, str, str]:
 def _watch(console: Console, url: str, looks: Iterator[Traffic]) -> None:
     with Live(Text(f"{url}: the first interval ..."), console=console, screen=False, auto_refresh=False) as live:
         for now in looks:
-            live.update(_picture(url, now), refresh=True)
+            live.update(_picture(url, now, console.width), refresh=True)
 
 
-def _picture(url: str, now: Traffic) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
-    for model in now.models:
-        style = "red" if model.failures else "" if model.requests else "dim"
-        table.add_row(*(Text(one_line(cell)) for cell in _cells(model)), style=style)
+def _picture(url: str, now: Traffic, width: int) -> RenderableType:
     lines: list[RenderableType] = [Text(f"{url}  every {now.seconds:.1f} s  Ctrl-C ends it", style="dim")]
-    lines.append(table if now.models else Text("no model is loaded"))
+    lines.append(_table(now, width))
     lines += [Text(one_line(f"{name}: {value}")) for name, value in _machine(now).items()]
     if now.restarted:
         what, why, _ = _restarted(now.restarted)
@@ -120,8 +116,26 @@ def _picture(url: str, now: Traffic) -> RenderableType:
     return Group(*lines)
 
 
-def _print(now: Traffic) -> None:
-    print_rows(_COLUMNS, map(_cells, now.models), right=_NUMBERS)
+def _table(now: Traffic, width: int) -> RenderableType:
+    if not now.models:
+        return Text("no model is loaded")
+    shown = [place for place, heading in enumerate(_COLUMNS) if width >= _WIDE or heading not in _DETAILS]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place in shown:
+        number = _COLUMNS[place] in _NUMBERS
+        table.add_column(_COLUMNS[place], justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for model in now.models:
+        style = "red" if model.failures else "" if model.requests else "dim"
+        cells = _cells(model)
+        table.add_row(*(Text(one_line(cells[place])) for place in shown), style=style)
+    return table
+
+
+def _print(console: Console, now: Traffic) -> None:
+    if console.is_terminal:
+        console.print(_table(now, console.width))
+    else:
+        print_rows(_COLUMNS, map(_cells, now.models))
     print_facts(_machine(now))
 
 

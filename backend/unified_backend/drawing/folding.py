@@ -39,7 +39,7 @@ def ordered(takers: Sequence[Sequence[int]], scopes: Sequence[Scope]) -> list[in
             waiting[taker] -= 1
             if not waiting[taker]:
                 ready.append(taker)
-    return found
+    return [*found, *sorted(set(range(len(takers))) - set(found))]  # in a ring, which no engine takes, none is first
 
 
 def folded(takers: Sequence[Sequence[int]], scopes: Sequence[Scope], most: int) -> list[Group]:

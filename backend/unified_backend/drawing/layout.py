@@ -56,7 +56,8 @@ class _Cell:
     """What stands in a row: a box, or a bundle on its way through."""
 
     row: int
-    width: float
+    left: float  # how far it reaches to both sides of its middle, the texts below it too
+    right: float
     box: int | None = None
     x: float = 0.0  # of its middle
     above: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # cell, and how far beside its middle
@@ -72,18 +73,20 @@ def laid_out(sizes: Sequence[Size], bundles: Sequence[Bundle], late: frozenset[i
     """
     rows = _rows(len(sizes), bundles, late)
     offsets = _offsets(sizes, bundles)
-    cells = [_Cell(rows[box], size.width, box) for box, size in enumerate(sizes)]
+    cells = [_Cell(rows[box], size.width / 2, size.width / 2, box) for box, size in enumerate(sizes)]
+    for bundle, offset in zip(bundles, offsets, strict=True):
+        cells[bundle.giver].right = max(cells[bundle.giver].right, offset + bundle.width + _TRUNK)
     trunks = [_trunk(bundle, offset, cells) for bundle, offset in zip(bundles, offsets, strict=True)]
     by_row: list[list[int]] = [[] for _ in range(max(rows, default=-1) + 1)]
     for number, cell in enumerate(cells):
         by_row[cell.row].append(number)
     _untangle(by_row, cells)
     _align(by_row, cells)
-    left = min((cell.x - cell.width / 2 for cell in cells), default=0.0) - _MARGIN
+    left = min((cell.x - cell.left for cell in cells), default=0.0) - _MARGIN
     for cell in cells:
         cell.x -= left
     tops, bottoms = _heights(by_row, cells, sizes)
-    width = max((cell.x + cell.width / 2 for cell in cells), default=0.0) + _MARGIN
+    width = max((cell.x + cell.right for cell in cells), default=0.0) + _MARGIN
     boxes = [(cells[box].x - size.width / 2, tops[rows[box]]) for box, size in enumerate(sizes)]
     starts = [
         (cells[bundle.giver].x + offset, tops[rows[bundle.giver]] + sizes[bundle.giver].height)
@@ -140,7 +143,7 @@ def _trunk(bundle: Bundle, offset: float, cells: list[_Cell]) -> list[int]:
                 cells[taker].above.append((at, beside))
                 cells[at].below.append((taker, beside))
         if row < last:
-            cells.append(_Cell(row, _TRUNK))
+            cells.append(_Cell(row, _TRUNK / 2, _TRUNK / 2))
             number = len(cells) - 1
             cells[number].above.append((at, beside))
             cells[at].below.append((number, beside))
@@ -195,7 +198,7 @@ def _spread(row: Sequence[int], cells: Sequence[_Cell], wanted: Sequence[float])
     room, at = [], 0.0
     for index, number in enumerate(row):
         if index:
-            at += (cells[row[index - 1]].width + cells[number].width) / 2 + _BESIDE
+            at += cells[row[index - 1]].right + cells[number].left + _BESIDE
         room.append(at)
     pools: list[tuple[float, int]] = []  # mean, members
     for index in range(len(row)):
@@ -235,7 +238,7 @@ def _ends(
             arriving.setdefault(taker, []).append((by_row.get(cells[taker].row - 1, starts[number][0]), number))
     ends: list[dict[int, list[float]]] = [{} for _ in bundles]
     for taker, coming in arriving.items():
-        step = min(40.0, cells[taker].width * 0.8 / len(coming))
+        step = min(40.0, cells[taker].left * 1.6 / len(coming))
         for index, (_, number) in enumerate(sorted(coming)):
             x = cells[taker].x + (index - (len(coming) - 1) / 2) * step
             ends[number].setdefault(cells[taker].row, []).append(x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +9,10 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unified_backend.conversion.interface import graphs_of
-from unified_backend.drawing.folding import Group, Scope, common_scope, folded
+from unified_backend.drawing.folding import Group, common_scope, folded
 from unified_backend.drawing.layout import Bundle, Placed, Size, laid_out
+from unified_backend.drawing.onnx_graph import Graph, bodies_of, read_graph
 from unified_backend.drawing.svg import document, fitted, text, width_of
-from unified_backend.formats.onnx import read_model
-from unified_backend.tensors import data_type
 
 if TYPE_CHECKING:
     import onnx
@@ -27,9 +23,6 @@ _MOST = 60  # boxes
 _ENDS = 8  # boxes for inputs, and as many for outputs; more of them share one
 _NARROW, _WIDE, _PAD, _LINE = 150.0, 330.0, 12.0, 17.0  # pixels
 _LABEL_WIDTH = 190.0
-_SYMBOL = 10  # letters of a dimension's name
-_SMALL = 1024  # elements of an initializer whose values shapes may depend on
-_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node that torch.onnx.export(dynamo=True) wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,130 +55,69 @@ def draw(path: Path, name: str) -> Drawn:
     Raises:
         SourceError: the file is damaged.
     """
-    model = read_model(path)
-    types = _types(model)
-    graph = model.graph
-    nodes = [node for node in graph.node if node.op_type != "Constant"]
-    givers = {output: number for number, node in enumerate(nodes) for output in node.output if output}
-    taken = [_taken(node) for node in nodes]
-    takers: list[list[int]] = [[] for _ in nodes]
-    for number, names in enumerate(taken):
-        for giver in sorted({givers[name] for name in names if name in givers}):
-            takers[giver].append(number)
-    constants = {tensor.name for tensor in graph.initializer}
-    constants |= {tensor.values.name for tensor in graph.sparse_initializer}
-    inputs = [value.name for value in graph.input if value.name not in constants]
-    outputs = [value.name for value in graph.output]
-    room = max(1, _MOST - min(len(inputs), _ENDS) - min(len(outputs), _ENDS))
-    groups = folded(takers, [_scope(node) for node in nodes], room)
-    group_of = {node: number for number, (_, members) in enumerate(groups) for node in members}
-
-    several = [scope for scope, members in groups if len(members) > 1]
-    common = len(reduce(common_scope, several)) if len(several) > 1 else 0  # of every title, and so of no use in them
-
-    # Boxes in an order in which each comes after what it takes from: inputs, groups, outputs.
-    first = _together(
-        inputs, {name: {group_of[n] for n, names in enumerate(taken) if name in names} for name in inputs}
-    )
-    last = _together(outputs, {name: {group_of.get(givers.get(name, -1), -1)} for name in outputs})
-    boxes = [
-        *(_end_box(names, types, "input") for names in first),
-        *(_group_box(group, nodes, common) for group in groups),
-        *(_end_box(names, types, "output") for names in last),
-    ]
-    box_of_input = {name: number for number, names in enumerate(first) for name in names}
-    shift = len(first)
-
-    flows: dict[tuple[int, int], list[str]] = {}
-
-    def flow(name: str, taker: int) -> None:
-        giver = shift + group_of[givers[name]] if name in givers else box_of_input.get(name)
-        if giver is not None and giver != taker and name not in flows.setdefault((giver, taker), []):
-            flows[giver, taker].append(name)
-
-    for number, names in enumerate(taken):
-        for name in names:
-            flow(name, shift + group_of[number])
-    for number, names_of_box in enumerate(last):
-        for name in names_of_box:
-            flow(name, shift + len(groups) + number)
-    bundles, labels = _bundles(flows, types, range(shift, shift + len(groups)))
-    widths: Counter[int] = Counter()
+    graph = read_graph(path)
+    room = max(1, _MOST - min(len(graph.inputs), _ENDS) - min(len(graph.outputs), _ENDS))
+    folding = _Folding.of(graph, folded(graph.takers(), graph.scopes, room))
+    boxes = folding.boxes(graph)
+    bundles, labels = _bundles(folding.flows(graph), graph.types, folding.group_boxes)
+    room_below: Counter[int] = Counter()
     for bundle in bundles:
-        widths[bundle.giver] += int(bundle.width) + 20
-    sizes = [box.size(widths[number]) for number, box in enumerate(boxes)]
-    placed = laid_out(sizes, bundles, frozenset(range(shift)))
-    title = f"The graph of {name}: {len(nodes)} nodes without constants, in {len(groups)} boxes"
+        room_below[bundle.giver] += int(bundle.width) + 20
+    sizes = [box.size(room_below[number]) for number, box in enumerate(boxes)]
+    placed = laid_out(sizes, bundles, frozenset(range(len(folding.inputs))))
+    count, groups = len(graph.nodes), len(folding.groups)
+    title = f"The graph of {name}: {count} nodes without constants, in {groups} boxes"
     parts = [*_lines(placed), *_labels(placed, labels), *_rectangles(boxes, sizes, placed)]
-    return Drawn(document(title, placed.width, placed.height, parts), len(nodes), len(groups))
+    return Drawn(document(title, placed.width, placed.height, parts), count, groups)
 
 
-def _types(model: onnx.ModelProto) -> dict[str, str]:
-    """Type and shape of every tensor that the file or ONNX's shape inference tells: `FP32 [N, 64, 56, 56]`."""
-    import onnx
+@dataclasses.dataclass(frozen=True)
+class _Folding:
+    """What shares a box: inputs, nodes, outputs. The boxes stand in this order, each after what it takes from."""
 
-    for tensor in model.graph.initializer:
-        size = 1
-        for dim in tensor.dims:
-            size *= dim
-        if size > _SMALL:
-            tensor.ClearField("raw_data")  # its shape is enough, and models have gigabytes of these
-            tensor.ClearField("float_data")
-    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
-    # Of operators that ONNX does not know, or a graph that it takes for wrong, what the file tells is shown.
-    with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        values += onnx.shape_inference.infer_shapes(model).graph.value_info
-    return {value.name: label for value in values if (label := _type(value))}
+    inputs: Sequence[Sequence[str]]
+    groups: Sequence[Group]
+    outputs: Sequence[Sequence[str]]
+    group_of: Mapping[int, int]
 
+    @staticmethod
+    def of(graph: Graph, groups: Sequence[Group]) -> _Folding:
+        group_of = {node: number for number, (_, members) in enumerate(groups) for node in members}
+        into: dict[str, set[int]] = {name: set() for name in graph.inputs}
+        for number, names in enumerate(graph.taken):
+            for name in names & into.keys():
+                into[name].add(group_of[number])
+        out = {name: {group_of.get(graph.givers.get(name, -1), -1)} for name in graph.outputs}
+        return _Folding(_together(graph.inputs, into), groups, _together(graph.outputs, out), group_of)
 
-def _type(value: onnx.ValueInfoProto) -> str:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return (kind or "").removesuffix("_type")
-    tensor = value.type.tensor_type
-    row = data_type(tensor.elem_type)
-    name = row.triton if row else "?"
-    if not tensor.HasField("shape"):
-        return name
-    dims = (str(dim.dim_value) if dim.HasField("dim_value") else _symbol(dim.dim_param) for dim in tensor.shape.dim)
-    return f"{name} [{', '.join(dims)}]"
+    @property
+    def group_boxes(self) -> range:
+        """Numbers of the boxes of nodes."""
+        return range(len(self.inputs), len(self.inputs) + len(self.groups))
 
+    def boxes(self, graph: Graph) -> list[_Box]:
+        several = [scope for scope, members in self.groups if len(members) > 1]
+        common = len(reduce(common_scope, several)) if len(several) > 1 else 0  # of every title: of no use in them
+        return [
+            *(_end_box(names, graph.types, "input") for names in self.inputs),
+            *(_group_box(group, graph.nodes, common) for group in self.groups),
+            *(_end_box(names, graph.types, "output") for names in self.outputs),
+        ]
 
-def _symbol(name: str) -> str:
-    """A dimension's name, if a person gave it: exporters number theirs (`unk__21`, `p2o.DynamicDimension.0`)."""
-    return name if name and len(name) <= _SYMBOL and not name.startswith("unk__") else "?"
-
-
-def _taken(node: onnx.NodeProto) -> set[str]:
-    """What a node takes, and its branches and bodies out of the graph around them."""
-    names = {name for name in node.input if name}
-    for graph in _inner(node):
-        for inside in graphs_of(graph):
-            names.update(name for other in inside.node for name in other.input)
-            names.update(value.name for value in inside.output)
-    return names
-
-
-def _inner(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [
-        graph
-        for attribute in node.attribute
-        for graph in ((attribute.g,) if attribute.HasField("g") else tuple(attribute.graphs))
-    ]
-
-
-def _scope(node: onnx.NodeProto) -> Scope:
-    """Where in the network a node is: what exporters write into its name, or beside it."""
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            try:
-                names = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
-                break
-            if isinstance(names, list):
-                return tuple(str(name) for name in names[:-1] if name)
-    parts = [part for part in node.name.split("/") if part]
-    return tuple(parts[:-1])
+    def flows(self, graph: Graph) -> dict[tuple[int, int], list[str]]:
+        """(box that gives, box that takes) -> names of the tensors."""
+        first = self.group_boxes.start
+        giver_of = {name: box for box, names in enumerate(self.inputs) for name in names}
+        giver_of |= {name: first + self.group_of[node] for name, node in graph.givers.items()}
+        wanted = [(first + self.group_of[number], sorted(names)) for number, names in enumerate(graph.taken)]
+        wanted += [(self.group_boxes.stop + number, list(names)) for number, names in enumerate(self.outputs)]
+        flows: dict[tuple[int, int], list[str]] = {}
+        for taker, names in wanted:
+            for name in names:
+                giver = giver_of.get(name)
+                if giver is not None and giver < taker and name not in flows.get((giver, taker), ()):
+                    flows.setdefault((giver, taker), []).append(name)
+        return flows
 
 
 def _together(names: Sequence[str], near: Mapping[str, set[int]]) -> list[list[str]]:
@@ -211,7 +143,7 @@ def _group_box(group: Group, nodes: Sequence[onnx.NodeProto], common: int) -> _B
     scope, members = group
     kinds = [nodes[member].op_type for member in members]
     counted = _counted(kinds)
-    inner = [other.op_type for m in members for graph in _inner(nodes[m]) for g in graphs_of(graph) for other in g.node]
+    inner = [node.op_type for member in members for body in bodies_of(nodes[member]) for node in body.node]
     bodies = (f"inside {len(inner)}: {_counted(inner)}",) if inner else ()
     if len(members) == 1:
         name = nodes[members[0]].name
