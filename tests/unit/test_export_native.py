@@ -100,6 +100,9 @@ def write_repository(folder: Path) -> None:
     unified_model(folder, "half", DENSE, config=parameters(precision="fp16"))
     unified_model(folder, "eight", DENSE, config=parameters(precision="int8", calibration_method="dynamic"))
     unified_model(folder, "brain", DENSE, config=parameters(precision="bf16"))
+    outside = unified_model(folder, "outside", DENSE, config='backend: "unified"')
+    net = outside / "1" / "net"
+    onnx.save(onnx.load(net), net, save_as_external_data=True, location="weights.data", size_threshold=0)
     best = unified_model(folder, "best", DENSE, config=parameters(postprocess="softmax | topk(2, names.txt)"))
     (best / "1" / "names.txt").write_text("\n".join("abcdefgh"))
     ir = engine_files.ir(engine_files.CLS)
@@ -150,7 +153,16 @@ def config_of(home: Path, model: str) -> model_config_pb2.ModelConfig:
 
 def test_each_model_has_the_backend_that_it_can_have(home, exported):
     found = {(row["model"], row["version"]): (row["status"], row["backend"]) for row in exported["models"]}
-    onnx_models = ("tuned", 1), ("tuned", 3), ("plain.unified", 1), ("alone", 1), ("half", 1), ("eight", 1), ("best", 1)
+    onnx_models = (
+        ("tuned", 1),
+        ("tuned", 3),
+        ("outside", 1),
+        ("plain.unified", 1),
+        ("alone", 1),
+        ("half", 1),
+        ("eight", 1),
+        ("best", 1),
+    )
     assert found == {
         **dict.fromkeys((*onnx_models, ("tflite", 1)), ("exported", "onnxruntime")),
         ("ir", 1): ("exported", "openvino"),
@@ -179,6 +191,7 @@ def test_files_have_the_bytes_of_the_cache_or_of_the_source(home, exported):
             entries[row["model"]] = manifest["kind"]
             known = [one["sha256"] for one in manifest["files"].values()] + manifest["key"].get("files", [])
             assert file["sha256"] in known, row["model"]
+    assert {file["name"] for file in rows(exported, "outside")[0]["files"]} == {"model.onnx", "weights.data"}
     assert entries["half"] == entries["eight"] == "precision"
     assert (entries["best"], entries["plain.unified"], entries["ir"]) == ("composed", "canonical", "direct")
 
