@@ -95,7 +95,7 @@ def _print(rows: list[Row], out: Path) -> None:
         for note in row.notes:
             typer.echo(f"note {_label(row)}: {note}")
         if row.reason:
-            typer.echo(f"failed {_label(row)}: {row.reason}")
+            typer.echo(f"failed: {row.reason}")
     counts = Counter(row.status for row in rows)
     typer.echo("models: " + " ".join(f"{status}={count}" for status, count in sorted(counts.items())))
     if any(row.status != "failed" for row in rows):

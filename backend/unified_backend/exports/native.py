@@ -281,6 +281,6 @@ def _obstacle(name: str, step: Mapping[str, Any], made: Path) -> str:
         if there and (gone := [tensor for tensor in mapped if tensor not in there]):
             return (
                 f"{what}: its step {member} has no {side} {', '.join(gone)} there, but {', '.join(sorted(there))}. "
-                "Write the ensemble with tensors that the network itself has."
+                "Have the ensemble take tensors that the network itself gives."
             )
     return ""

@@ -141,6 +141,9 @@ def _parameters(config: ModelConfig, given: Mapping[str, str], settings: Setting
     fields = _FIELDS.get(reader.backend, ())
     if reader.backend == "onnxruntime":
         _fields(config, settings)
+    if reader.backend == "openvino":  # which refuses to load on anything else
+        groups = config.get("instance_group") or [{}]
+        config["instance_group"] = [{**group, "kind": group.get("kind") or "KIND_CPU"} for group in groups]
     rest = [name for name in sorted(given) if name not in (*table, *kept, *fields)]
     inside = [name for name in rest if name in _IN_THE_MODEL]
     dropped = [name for name in rest if name not in inside]

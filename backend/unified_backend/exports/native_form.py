@@ -21,6 +21,7 @@ from unified_backend.engines.reference import open_reference
 from unified_backend.engines.tensorrt_build import PLAN
 from unified_backend.errors import CacheError, ConversionError, SourceError, UnifiedError
 from unified_backend.exports.native_config import level, native_config
+from unified_backend.formats import Source, find_source
 from unified_backend.formats.onnx import files_as
 from unified_backend.formats.plan import header_of
 from unified_backend.forms.reference import ENGINES
@@ -29,13 +30,14 @@ from unified_backend.loading import Described, Loaded, describe, load, open_cach
 from unified_backend.model_keys import engine_key
 from unified_backend.pbtxt import gives_max_batch_size
 from unified_backend.processes import Target, answer
-from unified_backend.repository import parameters, version_folder
+from unified_backend.repository import chosen_filename, parameters, version_folder
 from unified_backend.tensors import Signature
 from unified_backend.toolchains.catalogue import toolchain_for
 
 __all__ = ["FILES", "Form", "form_of", "proven"]
 
 FILES = {"onnxruntime": "model.onnx", "tensorrt": PLAN, "openvino": "model.xml"}  # backend -> the file that it opens
+_AS_THEY_ARE = ("onnx", "openvino", "plan")  # formats that a native backend takes
 _LEVELS = {2: "ORT_DISABLE_ALL", -1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 0: "ORT_ENABLE_ALL"}
 
 
@@ -54,11 +56,7 @@ class Form:
 
 
 def form_of(loaded: Loaded, cache: Cache) -> Form:
-    """The form of a loaded model: TensorRT's plan or OpenVINO's IR where a load serves these, else the ONNX model.
-
-    Raises:
-        ConversionError: no native backend takes it.
-    """
+    """The form of a loaded model: TensorRT's plan or OpenVINO's IR where a load serves these, else the ONNX model."""
     described, canonical = loaded.described, loaded.described.canonical
     if loaded.engine == "tensorrt" and not (stripped := described.settings.tensorrt.strip_plan):
         path = canonical.path
@@ -70,8 +68,6 @@ def form_of(loaded: Loaded, cache: Cache) -> Form:
         return Form("tensorrt", {PLAN: path}, (f"the plan runs with {runs_on} alone",))
     if canonical.format == "openvino":
         return Form("openvino", {"model.xml": canonical.path, **_weights(canonical.path)})
-    if canonical.format != "onnx":
-        raise _no_backend(described)
     notes = []
     if loaded.engine == "tensorrt_rtx":
         notes.append(
@@ -116,19 +112,21 @@ def _weights(xml: Path) -> dict[str, Path]:
     return {"model.bin": weights} if weights.is_file() else {}
 
 
-def _no_backend(described: Described) -> ConversionError:
-    """Why a model has neither an ONNX form nor a backend of its own."""
-    source = described.source
+def _require_backend(source: Source) -> None:
+    """
+    Raises:
+        ConversionError: no native backend takes the source, and nothing converts it to ONNX.
+    """
+    if source.format in _AS_THEY_ARE or toolchain_for(source.format):
+        return
     do = "Give the ONNX model that it was made of, or leave it with this backend"
     why = f"no native backend of Triton's takes {source.format}, and nothing converts it to ONNX"
     if source.format == "dali":
-        why, do = (
-            "it is a DALI pipeline",
-            'Write `backend: "dali"` in its config: Triton\'s DALI backend takes it as it is',
-        )
+        why = "it is a DALI pipeline, which is for Triton's DALI backend"
+        do = 'Write `backend: "dali"` in its config, and it is copied as it is'
     if source.format == "plan-rtx":
         why = "Triton's TensorRT backend takes TensorRT's plans, and TensorRT-RTX's are of another format"
-    return ConversionError(f"{source.label}: the model cannot be exported", why, do)
+    raise ConversionError(f"{source.label}: the model cannot be exported", why, do)
 
 
 def _exported(target: Target, folder: Path) -> dict[str, Any]:
@@ -159,19 +157,18 @@ def _loaded(label: str, version: Path, model_dir: Path, cache: Cache) -> tuple[L
     """The model as a load makes it; converted, where it is served by an engine that no native backend has.
 
     Raises:
-        ConversionError: it has stages around its engine, which no native backend runs.
+        ConversionError: no native backend takes it, or it has stages around its engine, which none runs.
         UnifiedError: it does not load.
     """
     config = config_to_build(label, model_dir)
+    chosen = parameters(config).get("source") or chosen_filename(config)
+    _require_backend(find_source(label, version, cache.store.memo, chosen))
     given, gpu = gives_max_batch_size(model_dir / "config.pbtxt"), gpu_of(config)
     described = describe(label, version, config, cache, given, gpu)
     _require_no_stage(described)
-    canonical = described.canonical
-    if canonical.format in ("onnx", "openvino", "plan") or toolchain_for(canonical.format) is None:
-        if canonical.format not in ("onnx", "openvino", "plan"):
-            raise _no_backend(described)
+    if described.canonical.format in _AS_THEY_ARE:
         return load(described, cache), []
-    served = canonical.judged_by
+    served = described.canonical.judged_by
     config["parameters"] = {**(config.get("parameters") or {}), "engine": {"string_value": "onnxruntime"}}
     described = describe(label, version, config, cache, given, gpu)
     return load(described, cache), [f"converted to ONNX: as it is, it is served by {served}"]
