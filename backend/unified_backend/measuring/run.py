@@ -20,7 +20,7 @@ from pathlib import Path
 from unified_backend.errors import MeasurementError, Refused, UnifiedError
 from unified_backend.measuring.counts import Counts
 from unified_backend.measuring.inputs import Inputs
-from unified_backend.measuring.perf_analyzer import STARTUP_SECONDS, Reading, enough_seconds
+from unified_backend.measuring.perf_analyzer import LASTS, STARTUP_SECONDS, Reading, enough_seconds
 from unified_backend.measuring.result import PointResult, ServedVariant, Skipped
 from unified_backend.measuring.served import Point, Served, running, served
 from unified_backend.measuring.serving import NotLoadedError
@@ -202,12 +202,11 @@ def _opened(
         one, notes = _entered(stack, candidate, plan, folder)
         done.triton = done.triton or one.client.version()
         inputs = one.inputs(plan.data, plan.shapes)
-        points = []
-        for point in plan.points:
-            if point.batch > max(1, one.max_batch_size):
-                skip(f"{candidate.id} batch {point.batch} concurrency {point.concurrency}", _no_batch(one))
-            else:
-                points.append(point)
+        sizes = [size for size in plan.batches if size <= max(1, one.max_batch_size)]
+        for size in plan.batches:
+            if size not in sizes:
+                skip(f"{candidate.id} batch {size}", _no_batch(one))
+        points = [point for point in plan.points if point.batch in sizes]
         latencies = dict(_foreseen(one, inputs, points, plan, skip, candidate.id))
         overhead = _overhead(one, inputs, latencies, tool)
     except Refused as error:
@@ -216,7 +215,7 @@ def _opened(
         skip(candidate.id, f"{error.what}: {error.why}")
         return None
     except NotLoadedError as error:
-        skip(candidate.id, "; ".join(error.reasons.values()))
+        skip(candidate.id, "; ".join(map(_plain, error.reasons.values())))
         return None
     except UnifiedError as error:
         skip(candidate.id, f"{error.what}: {error.why}")
@@ -225,6 +224,11 @@ def _opened(
     done.variants.append(one.facts(candidate.id, notes))
     watch.loaded(done.variants[-1], inputs.words)
     return _Ready(candidate.id, one, inputs, latencies, overhead, time.monotonic() - began)
+
+
+def _plain(reason: str) -> str:
+    """A load's reason without the names of Triton's classes."""
+    return reason.removeprefix("Internal: ").removeprefix("TritonModelException: ")
 
 
 def _no_batch(one: Served) -> str:
@@ -249,7 +253,7 @@ def _entered(stack: ExitStack, candidate: Candidate, plan: Plan, folder: Path) -
             if not refused or not (variant.engine or variant.precision):
                 raise
             variant = dataclasses.replace(variant, without=(*variant.without, *refused))
-            notes += [f"{name} keeps its own engine and precision: {why}" for name, why in refused.items()]
+            notes += [f"{name} keeps its own engine and precision: {_plain(why)}" for name, why in refused.items()]
             if not _members(subject) - set(variant.without):
                 raise
             place = folder / f"{len(list(folder.iterdir()))}"
@@ -305,7 +309,7 @@ def _overhead(one: Served, inputs: Inputs, latencies: Mapping[Point, float], too
         return STARTUP_SECONDS
     began = time.monotonic()
     one.measure(tool, point, inputs, _TRIAL_SECONDS)
-    return time.monotonic() - began - _TRIAL_SECONDS
+    return time.monotonic() - began - LASTS * _TRIAL_SECONDS
 
 
 def _seconds(one: _Ready, point: Point, plan: Plan) -> float:
@@ -315,7 +319,7 @@ def _seconds(one: _Ready, point: Point, plan: Plan) -> float:
 
 
 def _cost(one: _Ready, point: Point, plan: Plan) -> float:
-    return _seconds(one, point, plan) + one.overhead + one.latencies[point]
+    return LASTS * _seconds(one, point, plan) + one.overhead + one.latencies[point]
 
 
 def _measure(ready: Sequence[_Ready], waiting: int, plan: Plan, tool: Path, watch: Watch, done: Measured) -> None:
