@@ -24,7 +24,7 @@ _STEP = 0.5
 def advice(result: Result) -> list[str]:
     """Sentences, those that change most first: engine, precision, form, instances, batch, load."""
     told = [
-        *_by(result, "engine", "asked_engine"),
+        *_engines(result),
         *_precisions(result),
         *_forms(result),
         *_instances(result),
@@ -49,22 +49,22 @@ def ratio(one: PointResult, other: PointResult) -> float | None:
     return median(ratios) if clear else None
 
 
-def _by(result: Result, name: str, field: str) -> Iterator[str]:
-    """Variants that differ in one field: the one that is fastest at each load, where it is clear."""
-    for group in _alike(result, field):
+def _engines(result: Result) -> Iterator[str]:
+    """The engine that is fastest at each load, where it is clear."""
+    for group in _alike(result, "asked_engine"):
         wins: dict[tuple[str, str], list[tuple[float, PointResult]]] = {}
         for points in _same_load(result, group):
             best, *rest = sorted(points, key=_speed, reverse=True)
             for other in rest:
-                if found := ratio(best, other):
+                if value := ratio(best, other):
                     key = (_of(group, best).asked_engine, _of(group, other).asked_engine)
-                    wins.setdefault(key, []).append((found, best))
-        for (one, other), found in wins.items():
+                    wins.setdefault(key, []).append((value, best))
+        for (winner, loser), found in wins.items():
             answers = {row.asked_engine: row.engine for row in group}
-            chosen = one if one != "auto" else f"auto (which is {answers[one]})"
+            chosen = winner if winner != "auto" else f"auto (which is {answers[winner]})"
             yield (
                 f"{_named(result, group)}{chosen} gives {_times([value for value, _ in found])} the throughput of "
-                f"{other} {_loads([point for _, point in found], result)}: {name}: {one}"
+                f"{loser} {_loads([point for _, point in found], result)}: engine: {winner}"
             )
 
 
@@ -75,8 +75,7 @@ def _precisions(result: Result) -> Iterator[str]:
         for row in group:
             if plain is None or row is plain:
                 continue
-            pairs = [points for points in _same_load(result, [row, plain]) if len(points) == 2]
-            clear = [(value, one) for one, other in pairs if (value := ratio(one, other))]
+            clear = [(value, one) for one, other in _same_load(result, [row, plain]) if (value := ratio(one, other))]
             if not clear:
                 continue
             gain = f"gives {_times([value for value, _ in clear])} the throughput of {plain.precision}"
@@ -103,7 +102,7 @@ def _forms(result: Result) -> Iterator[str]:
         if not row.id.startswith("fused") or other is None:
             continue
         for points in _same_load(result, [row, other]):
-            if len(points) == 2 and (found := ratio(points[0], points[1])):
+            if found := ratio(points[0], points[1]):
                 yield f"fused gives {found:.2f} times the ensemble's throughput {_loads([points[0]], result)}"
 
 

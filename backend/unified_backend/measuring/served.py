@@ -118,6 +118,9 @@ class Served:
     def measure(self, tool: Path, point: Point, inputs: Inputs, seconds: float) -> tuple[Reading, Counts]:
         """One reading of a point, and what the server counted meanwhile.
 
+        Args:
+            seconds: that it lasts, whatever the latency turns out to be: see `enough_seconds`.
+
         Raises:
             MeasurementError: perf_analyzer saw no request end.
         """
@@ -134,7 +137,7 @@ class Served:
             output_bytes=_output_bytes(self.config),
         )
         before = self.client.statistics()
-        reading = measure(tool, load, seconds)
+        reading = measure(tool, load, seconds, lengthen=False)
         names = [model.name for model in self.subject.models] if self.subject else [self.name]
         return reading, counted(before, self.client.statistics(), names, self._instances)
 
