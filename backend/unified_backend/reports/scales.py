@@ -1,0 +1,59 @@
+"""Scales and numbers of axes: logarithmic where the values span more than a few doublings, in plain digits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plain", "scale"]
+
+_WIDE = 6.0  # times: below, equal steps show differences better
+_ROOM = 1.12  # beyond the outermost values, so that markers are whole
+
+
+def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], ticks: int) -> None:
+    """Fit the x or y axis to values that are 0 or more, with at most about so many numbers along it."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = min(values), max(values)
+    logarithmic = low > 0 and high / low > _WIDE
+    if logarithmic:
+        axes.set(**{f"{which}scale": "log"})  # type: ignore[arg-type]
+        low, high = low / _ROOM**1.5, high * _ROOM**1.5
+        axis.set_major_locator(FixedLocator(_log_ticks(low, high, ticks)))
+    else:
+        low, high = 0.0, high * _ROOM or 1.0
+        axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axes.set(**{f"{which}lim": (low, high)})  # type: ignore[arg-type]
+
+
+def _log_ticks(low: float, high: float, ticks: int) -> list[float]:
+    """Of 1, 2, 5 a decade, or only 1 and 3, or every so many decades: the finest that is not too fine."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    tried: list[list[float]] = [
+        [digit * 10.0**exponent for exponent in exponents for digit in digits] for digits in ((1, 2, 5), (1, 3), (1,))
+    ]
+    tried += [[10.0**exponent for exponent in exponents if exponent % step == 0] for step in range(2, 20)]
+    inside = [[value for value in values if low <= value <= high] for values in tried]
+    return next((values for values in inside if len(values) <= ticks), inside[-1])
+
+
+def plain(value: float) -> str:
+    """A number as people write it: three digits at least, thousands apart, powers of ten only where zeros blur."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if size >= 100:
+        return f"{value:,.0f}"
+    digits = 2 - math.floor(math.log10(size))
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
