@@ -11,7 +11,7 @@ from unified_backend.reports.drawing import Drawing, drawn
 from unified_backend.reports.palette import Look, sentinel
 from unified_backend.reports.result import Check, Spread, Variant
 from unified_backend.reports.rows import BAND, Row, bar, rows
-from unified_backend.reports.scales import plain, scale
+from unified_backend.reports.scales import measured, plain, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def bars(
     looks: Mapping[str, Look],
     label: str,
     key: str,
-    written: Callable[[float], str] = plain,
+    written: Callable[[float], str] = measured,
 ) -> Drawing | None:
     """One bar a variant, with a line over its rounds; None if there is no value.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unified_backend.reports.drawing import SIZE, Drawing, blank, drawn, panel, text_width
 from unified_backend.reports.palette import Look, sentinel
 from unified_backend.reports.result import Point, Spread
-from unified_backend.reports.scales import plain, scale
+from unified_backend.reports.scales import scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ __all__ = ["LABELLED", "curves"]
 
 LABELLED = 4  # curves whose points can all be numbered before they hide one another
 _HEIGHT = 270.0
-_NAMES = {"p50": "median latency, ms", "p99": "latency of the slowest 1 %, ms"}
+_NAMES = {"p50": "median latency (p50), ms", "p99": "tail latency (p99), ms"}
 
 
 def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, key: str) -> Drawing | None:
@@ -32,7 +32,9 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
     figure = blank(_HEIGHT)
     axes = panel(figure, 50, 10, 12, 42)
     scale(axes, "x", [bound for point, _ in measured for bound in _bounds(point.throughput)], 6)
-    scale(axes, "y", [bound for _, latency in measured for bound in _bounds(latency)], 7)
+    # The same for both percentiles, which stand side by side.
+    latencies = [latency for point in points for latency in (point.p50, point.p99) if latency is not None]
+    scale(axes, "y", [bound for latency in latencies for bound in _bounds(latency)], 7)
     axes.set_xlabel("throughput, inferences a second")
     axes.set_ylabel(_NAMES[percentile])
     names = [name for name in looks if any(point.variant == name for point, _ in measured)]
@@ -48,9 +50,9 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
         figure,
         key,
         f"{_NAMES[percentile]}, over throughput at batch {best[0].batch}: {len(names)} "
-        f"{'curves' if names[1:] else 'curve'}. The most throughput is {plain(best[0].throughput.median)} inferences a "
-        f"second at {plain(best[1].median)} ms ({best[0].variant}, concurrency {best[0].concurrency}); the shortest "
-        f"latency is {plain(quick[1].median)} ms ({quick[0].variant}, concurrency {quick[0].concurrency}). "
+        f"{'curves' if names[1:] else 'curve'}. The most throughput is {measured(best[0].throughput.median)} inferences a "
+        f"second at {measured(best[1].median)} ms ({best[0].variant}, concurrency {best[0].concurrency}); the shortest "
+        f"latency is {measured(quick[1].median)} ms ({quick[0].variant}, concurrency {quick[0].concurrency}). "
         "The table below has all values.",
     )
 

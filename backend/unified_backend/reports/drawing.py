@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SIZE", "WIDTH", "Drawing", "blank", "drawn", "panel", "styled", "text_width", "wrapped"]
 
-WIDTH = 340.0  # as wide as a phone shows without shrinking; wider screens enlarge it
-SIZE = 11.0  # of all text
+WIDTH = 330.0  # as wide as a phone shows without shrinking; wider screens enlarge it
+SIZE = 11.5  # of all text
 
 _STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",
@@ -129,12 +129,23 @@ def _inline(svg: str, key: str) -> str:
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
-    svg = re.sub(r' id="[A-Za-z.]+[\d.]*_\d+"| transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r' id="', f' id="{key}-', svg)
-    svg = svg.replace('xlink:href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # hundredths of a pixel
-    return with_variables(re.sub(r"\s*\n\s*", "\n", svg))
+    # Only tags: text between them is what a model is named, and may look like anything.
+    svg = re.sub(r"<[^>]*>", lambda tag: _tag(tag[0], key), svg)
+    return re.sub(r">\s*\n\s*<", ">\n<", svg)
+
+
+def _tag(tag: str, key: str) -> str:
+    tag = re.sub(r' id="[A-Za-z.]+[\d.]*_\d+"| transform="rotate\(-0 [^"]*"', "", tag)
+    tag = re.sub(r' id="', f' id="{key}-', tag)
+    tag = tag.replace('xlink:href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
+    tag = re.sub(r"font: ((?:bold |[67]00 )?)([\d.]+)px [^;\"]*", _font, tag)
+    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # hundredths of a pixel
+    return with_variables(re.sub(r"\s+", " ", tag))
+
+
+def _font(found: re.Match[str]) -> str:
+    """Matplotlib's size and weight, in the page's family."""
+    return f"font-size: {found[2]}px" + ("; font-weight: 600" if found[1] else "")
 
 
 @cache

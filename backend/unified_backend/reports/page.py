@@ -11,7 +11,7 @@ from unified_backend.reports import compared, curves, keys, palette, shares, tab
 from unified_backend.reports.drawing import Drawing, styled
 from unified_backend.reports.palette import Look
 from unified_backend.reports.result import Point, Result, Spread, Variant
-from unified_backend.reports.scales import plain
+from unified_backend.reports.scales import measured
 from unified_backend.reports.tables import Table
 
 __all__ = ["page"]
@@ -25,12 +25,14 @@ class Plot:
 
     Attributes:
         look: id of the variant that it is of, where it is of one.
+        note: how to read it, where that is not plain.
     """
 
     title: str
     drawings: Sequence[Drawing]
     table: Table
     look: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,23 +149,41 @@ def _curves(points: Sequence[Point], looks: dict[str, Look], key: str) -> list[P
 
 
 def _plots(result: Result, variants: Sequence[Variant], looks: dict[str, Look], key: str) -> list[Plot]:
-    best = {}
-    for variant in variants:
-        if points := result.points_of(variant):
-            best[variant.id] = max((point.throughput for point in points), key=lambda spread: spread.median)
+    best = {
+        variant.id: max(points, key=lambda point: point.throughput.median)
+        for variant in variants
+        if (points := result.points_of(variant))
+    }
+    speeds = {name: point.throughput for name, point in best.items()}
     memory = {one.id: _single(one.memory / 1e6) for one in variants if one.memory is not None}
     load = {one.id: _single(one.load_seconds) for one in variants if one.load_seconds is not None}
-    drawings = {
-        "Throughput": compared.bars(best, looks, "most inferences a second", f"{key}-throughput"),
-        "Verification": compared.errors(variants, looks, f"{key}-errors"),
-        "Memory": compared.bars(
-            memory, looks, "memory after loading, MB", f"{key}-memory", lambda mb: amount(mb * 1e6)
+    plots = [
+        (
+            "Throughput",
+            compared.bars(speeds, looks, "most inferences a second", f"{key}-throughput"),
+            tables.best(best, "Where each variant had the most throughput"),
+            "The line over a bar's end spans the quartiles of the rounds.",
         ),
-        "Loading": compared.bars(load, looks, "seconds to load", f"{key}-load", lambda seconds: f"{plain(seconds)} s"),
-    }
-    table = tables.compared(result, variants, "The values of this plot")
-    tabled = dict.fromkeys(drawings, table) | {"Verification": tables.checks(variants, "Every verification")}
-    return [Plot(title, [drawing], tabled[title]) for title, drawing in drawings.items() if drawing]
+        (
+            "Verification",
+            compared.errors(variants, looks, f"{key}-errors"),
+            tables.checks(variants, "Answers compared with the source's"),
+            "A dot for each output and batch size; the upright line is what is accepted, a cross is beyond it.",
+        ),
+        (
+            "Memory",
+            compared.bars(memory, looks, "memory after loading, MB", f"{key}-memory", lambda mb: amount(mb * 1e6)),
+            tables.memory(variants, "Memory of the server's processes for the model, after loading"),
+            "",
+        ),
+        (
+            "Loading",
+            compared.bars(load, looks, "seconds to load", f"{key}-load", lambda seconds: f"{measured(seconds)} s"),
+            tables.load_seconds(variants, "From the request to load until the model is ready"),
+            "",
+        ),
+    ]
+    return [Plot(title, [drawing], table, note=note) for title, drawing, table, note in plots if drawing]
 
 
 def _facts(points: Sequence[Point], variants: Sequence[Variant]) -> list[tuple[str, str, str]]:
@@ -173,18 +193,21 @@ def _facts(points: Sequence[Point], variants: Sequence[Variant]) -> list[tuple[s
     if not sound:
         return []
     most = max(sound, key=lambda point: point.throughput.median)
-    facts = [("Most throughput", f"{plain(most.throughput.median)} inferences a second", _where(most))]
-    timed = [point for point in sound if point.p50]
+    latencies = [f"{name} {measured(one.median)} ms" for name, one in (("p50", most.p50), ("p99", most.p99)) if one]
+    facts = [("Most throughput", f"{_speed(most)}", "; ".join([_where(most), ", ".join(latencies)]))]
+    timed = [(point.p50.median, point) for point in sound if point.p50]
     if timed:
-        quick = min(timed, key=lambda point: (_median(point.p50), point.batch))
-        facts.append(("Shortest latency", f"{plain(_median(quick.p50))} ms (p50)", _where(quick)))
+        p50, quick = min(timed, key=lambda one: one[0])
+        facts.append(("Shortest latency", f"{measured(p50)} ms (p50)", f"{_where(quick)}; {_speed(quick)}"))
     return facts
 
 
 def _where(point: Point) -> str:
-    said = f"{point.variant}, batch {point.batch}, concurrency {point.concurrency}"
-    latencies = [f"{name} {plain(one.median)} ms" for name, one in (("p50", point.p50), ("p99", point.p99)) if one]
-    return f"{said}: {plain(point.throughput.median)} inferences a second, {', '.join(latencies)}"
+    return f"{point.variant}, batch {point.batch}, concurrency {point.concurrency}"
+
+
+def _speed(point: Point) -> str:
+    return f"{measured(point.throughput.median)} inferences a second"
 
 
 def _machine(result: Result) -> list[tuple[str, str]]:
@@ -202,7 +225,7 @@ def _machine(result: Result) -> list[tuple[str, str]]:
 def _took(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    return f"{plain(seconds)} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"{measured(seconds)} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _some(drawing: Drawing | None) -> list[Drawing]:
@@ -211,8 +234,3 @@ def _some(drawing: Drawing | None) -> list[Drawing]:
 
 def _single(value: float) -> Spread:
     return Spread(value, value, value)
-
-
-def _median(spread: Spread | None) -> float:
-    assert spread is not None
-    return spread.median

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["BAND", "Row", "bar", "rows"]
 
 BAND = 11.0  # pixels, of a bar
-_LINE = 13.5
+_LINE = 14.0
 _GAP = 10.0
 _SIDE = 10.0
 _AXIS = 42.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plain", "scale"]
+__all__ = ["measured", "plain", "scale"]
 
 _WIDE = 6.0  # times: below, equal steps show differences better
 _ROOM = 1.12  # beyond the outermost values, so that markers are whole
@@ -23,7 +23,7 @@ def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], ticks: 
     low, high = min(values), max(values)
     logarithmic = low > 0 and high / low > _WIDE
     if logarithmic:
-        axes.set(**{f"{which}scale": "log"})  # type: ignore[arg-type]
+        axes.set(**{f"{which}scale": "log"})
         low, high = low / _ROOM**1.5, high * _ROOM**1.5
         axis.set_major_locator(FixedLocator(_log_ticks(low, high, ticks)))
     else:
@@ -31,7 +31,7 @@ def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], ticks: 
         axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-    axes.set(**{f"{which}lim": (low, high)})  # type: ignore[arg-type]
+    axes.set(**{f"{which}lim": (low, high)})
 
 
 def _log_ticks(low: float, high: float, ticks: int) -> list[float]:
@@ -46,14 +46,17 @@ def _log_ticks(low: float, high: float, ticks: int) -> list[float]:
 
 
 def plain(value: float) -> str:
-    """A number as people write it: three digits at least, thousands apart, powers of ten only where zeros blur."""
+    """A number as people write it: no zeros that say nothing, powers of ten only where zeros blur."""
+    mantissa, power, exponent = measured(value).partition("e")
+    return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + power + exponent
+
+
+def measured(value: float) -> str:
+    """The same with three digits, of which the last may be 0: columns of it are read down."""
     size = abs(value)
     if size == 0:
         return "0"
     if size < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    if size >= 100:
-        return f"{value:,.0f}"
-    digits = 2 - math.floor(math.log10(size))
-    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(size)))}f}"

@@ -11,7 +11,7 @@ from unified_backend.reports.drawing import Drawing, drawn
 from unified_backend.reports.palette import sentinel
 from unified_backend.reports.result import Point
 from unified_backend.reports.rows import Row, bar, rows
-from unified_backend.reports.scales import plain
+from unified_backend.reports.scales import measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def shares(points: Sequence[Point], key: str) -> Drawing | None:
     entries = [
         Row(
             f"batch {point.batch}, concurrency {point.concurrency}",
-            f"{plain(sum(parts.values()))} ms",
+            f"{measured(sum(parts.values()))} ms",
             _bar(parts, 0.0, sum(parts.values()), f"-{number}"),
         )
         for number, (point, parts) in enumerate(told)
@@ -69,7 +69,7 @@ def waterfall(points: Sequence[Point], key: str) -> Drawing | None:
         for place, ((model, parts), start) in enumerate(zip(steps, starts, strict=False)):
             if total > 0:
                 head = f"batch {point.batch}, concurrency {point.concurrency}" if place == 0 else ""
-                value = f"{plain(sum(parts.values()))} ms"
+                value = f"{measured(sum(parts.values()))} ms"
                 entries.append(Row(model, value, _bar(parts, start, total, f"-{number}-{place}"), head))
     if not entries:
         return None

@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 from unified_backend.amounts import amount
 from unified_backend.reports.result import Point, Result, Spread, Variant
-from unified_backend.reports.scales import plain
+from unified_backend.reports.scales import measured, plain
 from unified_backend.reports.shares import PARTS, grouped
 
-__all__ = ["Cell", "Table", "checks", "compared", "loads", "parts", "served", "steps"]
+__all__ = [
+    "Cell",
+    "Table",
+    "best",
+    "checks",
+    "compared",
+    "load_seconds",
+    "loads",
+    "memory",
+    "parts",
+    "served",
+    "steps",
+]
 
 _UNKNOWN = "-"
 
@@ -108,14 +120,36 @@ def compared(result: Result, variants: Sequence[Variant], caption: str) -> Table
                 Cell(one.id, look=one.id),
                 _number(max((point.throughput.median for point in points), default=None)),
                 _number(min(latencies, default=None)),
-                _number(worst.max_rel if worst else None),
-                _number(worst.tolerance if worst else None),
+                _error(worst.max_rel if worst else None),
+                _error(worst.tolerance if worst else None),
                 Cell(verdict if worst else "not verified", bad=not one.passed),
-                Cell(_UNKNOWN) if one.memory is None else Cell(amount(one.memory), one.memory),
+                _bytes(one.memory),
                 _number(one.load_seconds),
             ]
         )
     return Table(caption, headings, rows, frozenset({1, 2, 3, 4, 6, 7}))
+
+
+def best(points: Mapping[str, Point], caption: str) -> Table:
+    """One load of each variant."""
+    headings = ("variant", "batch", "concurrency", "inferences a second", "of rounds")
+    rows = [
+        [Cell(name, look=name), _number(point.batch), _number(point.concurrency), *_spread(point.throughput)]
+        for name, point in points.items()
+    ]
+    return Table(caption, headings, rows, frozenset(range(1, len(headings))))
+
+
+def memory(variants: Sequence[Variant], caption: str) -> Table:
+    """Bytes of each variant."""
+    rows = [[Cell(one.id, look=one.id), _bytes(one.memory)] for one in variants]
+    return Table(caption, ("variant", "memory"), rows, frozenset({1}))
+
+
+def load_seconds(variants: Sequence[Variant], caption: str) -> Table:
+    """Seconds of each variant."""
+    rows = [[Cell(one.id, look=one.id), _number(one.load_seconds)] for one in variants]
+    return Table(caption, ("variant", "seconds"), rows, frozenset({1}))
 
 
 def checks(variants: Sequence[Variant], caption: str) -> Table:
@@ -126,9 +160,9 @@ def checks(variants: Sequence[Variant], caption: str) -> Table:
             Cell(one.id, look=one.id),
             Cell(check.output),
             _number(check.batch),
-            _number(check.max_abs),
-            _number(check.max_rel),
-            _number(check.tolerance),
+            _error(check.max_abs),
+            _error(check.max_rel),
+            _error(check.tolerance),
             Cell(_UNKNOWN) if check.cosine is None else Cell(f"{check.cosine:.6f}", check.cosine),
             Cell("passed" if check.passed else "FAILED", bad=not check.passed),
             Cell(check.compared_with or _UNKNOWN),
@@ -140,13 +174,24 @@ def checks(variants: Sequence[Variant], caption: str) -> Table:
 
 
 def _number(value: float | None) -> Cell:
+    if value is None:
+        return Cell(_UNKNOWN)
+    return Cell(f"{value:,}" if isinstance(value, int) else measured(value), value)
+
+
+def _error(value: float | None) -> Cell:
     return Cell(_UNKNOWN) if value is None else Cell(plain(value), value)
+
+
+def _bytes(value: int | None) -> Cell:
+    return Cell(_UNKNOWN) if value is None else Cell(amount(value), value)
 
 
 def _spread(spread: Spread | None) -> tuple[Cell, Cell]:
     if spread is None:
         return Cell(_UNKNOWN), Cell(_UNKNOWN)
-    return Cell(plain(spread.median), spread.median), Cell(f"{plain(spread.low)} to {plain(spread.high)}")
+    quartiles = f"{measured(spread.low)} to {measured(spread.high)}"
+    return Cell(measured(spread.median), spread.median), Cell(quartiles)
 
 
 def _parts(told: Mapping[str, float]) -> list[Cell]:
