@@ -26,8 +26,8 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
         points: of one batch size.
         percentile: p50 or p99; None is drawn if no point has it.
     """
-    measured = [(point, found) for point in points if (found := _latency(point, percentile)) is not None]
-    if not measured:
+    timed = [(point, found) for point in points if (found := _latency(point, percentile)) is not None]
+    if not timed:
         return None
     figure = blank(_HEIGHT)
     axes = panel(figure, 50, 10, 12, 42)
@@ -37,24 +37,27 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
     scale(axes, "y", [bound for latency in latencies for bound in _bounds(latency)], 7)
     axes.set_xlabel("throughput, inferences a second")
     axes.set_ylabel(_NAMES[percentile])
-    names = [name for name in looks if any(point.variant == name for point, _ in measured)]
+    names = [name for name in looks if any(point.variant == name for point, _ in timed)]
     numbers = {name: number for number, name in enumerate(looks)}
     for name in names:
-        own = [(point, latency) for point, latency in measured if point.variant == name]
+        own = [(point, latency) for point, latency in timed if point.variant == name]
         _curve(axes, own, looks[name], numbers[name])
     if len(names) <= LABELLED:
-        _number(axes, measured)
-    best = max(measured, key=lambda one: one[0].throughput.median)
-    quick = min(measured, key=lambda one: one[1].median)
+        _number(axes, timed)
+    best = max(timed, key=lambda one: one[0].throughput.median)
+    quick = min(timed, key=lambda one: one[1].median)
+    kinds = f"{len(names)} curves" if names[1:] else "one curve"
     return drawn(
         figure,
         key,
-        f"{_NAMES[percentile]}, over throughput at batch {best[0].batch}: {len(names)} "
-        f"{'curves' if names[1:] else 'curve'}. The most throughput is {measured(best[0].throughput.median)} inferences a "
-        f"second at {measured(best[1].median)} ms ({best[0].variant}, concurrency {best[0].concurrency}); the shortest "
-        f"latency is {measured(quick[1].median)} ms ({quick[0].variant}, concurrency {quick[0].concurrency}). "
-        "The table below has all values.",
+        f"{_NAMES[percentile]}, over throughput at batch {best[0].batch}: {kinds}. The most throughput is "
+        f"{_told(*best)}; the shortest latency is {_told(*quick)}. The table below has all values.",
     )
+
+
+def _told(point: Point, latency: Spread) -> str:
+    said = f"{measured(latency.median)} ms at {measured(point.throughput.median)} inferences a second"
+    return f"{said} ({point.variant}, concurrency {point.concurrency})"
 
 
 def _latency(point: Point, percentile: str) -> Spread | None:
@@ -84,12 +87,12 @@ def _curve(axes: Axes, own: Sequence[tuple[Point, Spread]], look: Look, number: 
     axes.plot(x[1:], y[1:], gid=f"marks-{number}", **style)
 
 
-def _number(axes: Axes, measured: Sequence[tuple[Point, Spread]]) -> None:
+def _number(axes: Axes, timed: Sequence[tuple[Point, Spread]]) -> None:
     """Write each point's concurrency beside it, where there is room; none hides a marker or another number."""
-    spots = [axes.transData.transform((point.throughput.median, latency.median)) for point, latency in measured]
+    spots = [axes.transData.transform((point.throughput.median, latency.median)) for point, latency in timed]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
     inside = axes.get_window_extent()
-    for (point, _), (x, y) in zip(measured, spots, strict=True):
+    for (point, _), (x, y) in zip(timed, spots, strict=True):
         text = str(point.concurrency)
         width, height = text_width(text) + 2, SIZE
         for right, up in ((-1, 1), (1, -1), (1, 1), (-1, -1), (0, 1), (0, -1)):
