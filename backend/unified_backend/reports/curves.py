@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unified_backend.reports.drawing import SIZE, Drawing, blank, drawn, panel, text_width
 from unified_backend.reports.palette import Look, sentinel
 from unified_backend.reports.result import Point, Spread
-from unified_backend.reports.scales import scale
+from unified_backend.reports.scales import measured, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
         return None
     figure = blank(_HEIGHT)
     axes = panel(figure, 50, 10, 12, 42)
-    scale(axes, "x", [bound for point, _ in measured for bound in _bounds(point.throughput)], 6)
+    scale(axes, "x", [bound for point, _ in timed for bound in _bounds(point.throughput)], 6)
     # The same for both percentiles, which stand side by side.
     latencies = [latency for point in points for latency in (point.p50, point.p99) if latency is not None]
     scale(axes, "y", [bound for latency in latencies for bound in _bounds(latency)], 7)
