@@ -33,7 +33,7 @@ def variant(engine: str = "onnxruntime", precision: str = "fp32", instances: int
 
 def point(of: dict[str, Any], batch: int, concurrency: int, **changed: Any) -> dict[str, Any]:
     """One variant under one load, in three rounds."""
-    speed = 20 + of["memory_bytes"] / 4e6
+    speed = 20 + (of["memory_bytes"] or 0) / 4e6
     throughput = speed * batch**0.4 * concurrency / (concurrency + of["load_seconds"] / 4)
     p50 = 1000 * batch * concurrency / throughput
     shares = {"client send": 0.01, "network": 0.06, "input": 0.03, "output": 0.02, "client receive": 0.004}

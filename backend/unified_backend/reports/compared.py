@@ -104,8 +104,8 @@ def _error_axis(axes: Axes, low: float, high: float, exact: float | None) -> Non
 
 
 def _marks(axes: Axes, middle: float, checks: Sequence[Check], look: Look, floor: float, key: int) -> None:
-    for tolerance in sorted({check.tolerance for check in checks if check.tolerance > 0}):
-        axes.vlines(tolerance, middle - BAND / 2, middle + BAND / 2, color=sentinel("ink"), gid=f"tolerance-{key}")
+    accepted = sorted({check.tolerance for check in checks if check.tolerance > 0})
+    axes.vlines(accepted, middle - BAND / 2, middle + BAND / 2, color=sentinel("ink"), gid=f"accepted-{key}")
     for passed in (True, False):
         places = [max(check.max_rel, floor) for check in checks if check.passed == passed]
         axes.plot(

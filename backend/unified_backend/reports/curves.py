@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unified_backend.reports.drawing import SIZE, Drawing, blank, drawn, panel, text_width
 from unified_backend.reports.palette import Look, sentinel
 from unified_backend.reports.result import Point, Spread
-from unified_backend.reports.scales import measured, scale
+from unified_backend.reports.scales import leave_room, measured, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,13 +30,14 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
     if not timed:
         return None
     figure = blank(_HEIGHT)
-    axes = panel(figure, 50, 10, 12, 42)
+    axes = panel(figure, 0, 10, 12, 42)
     scale(axes, "x", [bound for point, _ in timed for bound in _bounds(point.throughput)], 6)
     # The same for both percentiles, which stand side by side.
     latencies = [latency for point in points for latency in (point.p50, point.p99) if latency is not None]
     scale(axes, "y", [bound for latency in latencies for bound in _bounds(latency)], 7)
     axes.set_xlabel("throughput, inferences a second")
     axes.set_ylabel(_NAMES[percentile])
+    leave_room(axes)
     names = [name for name in looks if any(point.variant == name for point, _ in timed)]
     numbers = {name: number for number, name in enumerate(looks)}
     for name in names:
@@ -104,7 +105,7 @@ def _number(axes: Axes, timed: Sequence[tuple[Point, Spread]]) -> None:
             ):
                 taken.append(box)
                 x, y = axes.transData.inverted().transform((left + 1, bottom + 2))
-                axes.text(x, y, text, color=sentinel("soft"), gid="concurrency")
+                axes.text(x, y, text, color=sentinel("soft"))
                 break
 
 

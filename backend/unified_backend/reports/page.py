@@ -129,8 +129,8 @@ def _section(result: Result, model: str, key: str) -> Section:
             for number, variant in enumerate(variants)
             if any(point.steps for point in result.points_of(variant))
         ],
-        served=tables.served(variants, f"What was served as {model}"),
-        compared=tables.compared(result, variants, f"Variants of {model} side by side"),
+        served=tables.served(variants, "What was served"),
+        compared=tables.compared(result, variants, "Variants side by side"),
         plots=_plots(result, variants, looks, key),
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unified_backend.reports.drawing import WIDTH, blank, panel, text_width, wrapped
-from unified_backend.reports.palette import sentinel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,12 +73,11 @@ def rows(entries: Sequence[Row], label: str | None) -> tuple[Figure, Axes]:
         y += _GAP if head else 0.0
         for line in head:
             y += _LINE
-            axes.text(0, y, line, transform=place, va="baseline", fontweight="bold", gid="head")
-        axes.text(1, y + _LINE, row.value, transform=place, ha="right", va="baseline", gid="value")
+            axes.text(0, y, line, transform=place, va="baseline", fontweight="bold")
+        axes.text(1, y + _LINE, row.value, transform=place, ha="right", va="baseline")
         for line in name:
             y += _LINE
-            colour = sentinel("ink")
-            axes.text(0, y, line, transform=place, va="baseline", color=colour, gid="name")
+            axes.text(0, y, line, transform=place, va="baseline")
         row.draw(axes, y + 4 + BAND / 2)
         y += BAND + _GAP
     return figure, axes

@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from unified_backend.reports.drawing import WIDTH, text_width
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["measured", "plain", "scale"]
+__all__ = ["leave_room", "measured", "plain", "scale"]
 
 _WIDE = 6.0  # times: below, equal steps show differences better
+_NAME, _TICK = 18.0, 7.0  # pixels at the left of an axis: of its name, and between the numbers and the line
 _ROOM = 1.12  # beyond the outermost values, so that markers are whole
 
 
@@ -32,6 +35,15 @@ def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], ticks: 
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.set(**{f"{which}lim": (low, high)})
+
+
+def leave_room(axes: Axes) -> None:
+    """Narrow the axes by what the numbers and the name at their left need."""
+    low, high = axes.get_ylim()
+    numbers = max(text_width(plain(tick)) for tick in axes.get_yticks() if low <= tick <= high)
+    left = _NAME + numbers + _TICK
+    box = axes.get_position()
+    axes.set_position((left / WIDTH, box.y0, box.x1 - left / WIDTH, box.height))
 
 
 def _log_ticks(low: float, high: float, ticks: int) -> list[float]:
