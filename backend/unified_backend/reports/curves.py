@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from unified_backend.reports.drawing import SIZE, Drawing, blank, drawn, panel, text_width
 from unified_backend.reports.palette import Look, sentinel
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["LABELLED", "curves"]
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 
 LABELLED = 4  # curves whose points can all be numbered before they hide one another
 _HEIGHT = 270.0
@@ -40,11 +45,11 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
     leave_room(axes)
     names = [name for name in looks if any(point.variant == name for point, _ in timed)]
     numbers = {name: number for number, name in enumerate(looks)}
-    for name in names:
-        own = [(point, latency) for point, latency in timed if point.variant == name]
+    lines = [[(point, latency) for point, latency in timed if point.variant == name] for name in names]
+    for name, own in zip(names, lines, strict=True):
         _curve(axes, own, looks[name], numbers[name])
     if len(names) <= LABELLED:
-        _number(axes, timed)
+        _number(axes, lines)
     best = max(timed, key=lambda one: one[0].throughput.median)
     quick = min(timed, key=lambda one: one[1].median)
     kinds = f"{len(names)} curves" if names[1:] else "one curve"
@@ -88,26 +93,37 @@ def _curve(axes: Axes, own: Sequence[tuple[Point, Spread]], look: Look, number: 
     axes.plot(x[1:], y[1:], gid=f"marks-{number}", **style)
 
 
-def _number(axes: Axes, timed: Sequence[tuple[Point, Spread]]) -> None:
-    """Write each point's concurrency beside it, where there is room; none hides a marker or another number."""
-    spots = [axes.transData.transform((point.throughput.median, latency.median)) for point, latency in timed]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+def _number(axes: Axes, curves: Sequence[Sequence[tuple[Point, Spread]]]) -> None:
+    """Write each point's concurrency beside it where there is room: over no mark or number, and no line if possible."""
+    spots = [
+        [axes.transData.transform((point.throughput.median, latency.median)) for point, latency in own]
+        for own in curves
+    ]
+    taken = [_around(x, y, 5) for own in spots for x, y in own]
+    lines = [_around(x, y, 1) for own in spots for start, end in pairwise(own) for x, y in np.linspace(start, end, 40)]
     inside = axes.get_window_extent()
-    for (point, _), (x, y) in zip(timed, spots, strict=True):
+    for (point, _), (x, y) in zip(chain(*curves), chain(*spots), strict=True):
         text = str(point.concurrency)
-        width, height = text_width(text) + 2, SIZE
-        for right, up in ((-1, 1), (1, -1), (1, 1), (-1, -1), (0, 1), (0, -1)):
-            left = x + 6 if right > 0 else x - 6 - width if right < 0 else x - width / 2
-            bottom = y + 4 if up > 0 else y - 4 - height
-            box = (left, bottom, left + width, bottom + height)
-            if not any(_overlap(box, other) for other in taken) and (
-                inside.x0 <= box[0] and box[2] <= inside.x1 + 8 and inside.y0 <= box[1] and box[3] <= inside.y1 + 8
-            ):
-                taken.append(box)
-                x, y = axes.transData.inverted().transform((left + 1, bottom + 2))
-                axes.text(x, y, text, color=sentinel("soft"))
-                break
+        boxes = [box for box in _beside(x, y, text_width(text)) if not _hits(box, taken)]
+        boxes = [box for box in boxes if inside.x0 <= box[0] and box[2] <= inside.x1 + 8 and inside.y0 <= box[1]]
+        box = next((box for box in boxes if not _hits(box, lines)), boxes[0] if boxes else None)
+        if box:
+            taken.append(box)
+            at = axes.transData.inverted().transform((box[0] + 1, box[1] + 2))
+            axes.text(at[0], at[1], text, color=sentinel("soft"))
 
 
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _beside(x: float, y: float, width: float) -> Iterator[Box]:
+    """Where a number may stand: at the corners of a mark first, then beside, above and below it."""
+    for right, up in ((-1, 1), (1, -1), (1, 1), (-1, -1), (-1, 0), (1, 0), (0, 1), (0, -1)):
+        left = x + 6 if right > 0 else x - 8 - width if right < 0 else x - 1 - width / 2
+        bottom = y + 4 if up > 0 else y - 4 - SIZE if up < 0 else y - SIZE / 2
+        yield (left, bottom, left + width + 2, bottom + SIZE)
+
+
+def _around(x: float, y: float, room: float) -> Box:
+    return (x - room, y - room, x + room, y + room)
+
+
+def _hits(box: Box, others: Sequence[Box]) -> bool:
+    return any(box[0] < one[2] and one[0] < box[2] and box[1] < one[3] and one[1] < box[3] for one in others)

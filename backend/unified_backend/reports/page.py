@@ -92,6 +92,10 @@ def page(result: Result) -> str:
         patterns=palette.PATTERNS,
         css=(_FOLDER / "page.css").read_text(encoding="ascii"),
         machine=_machine(result),
+        skipped={
+            why: [what for what, other in result.skipped if other == why]
+            for why in dict.fromkeys(why for _, why in result.skipped)
+        },
         took=_took(result.seconds),
     )
 
@@ -122,7 +126,7 @@ def _section(result: Result, model: str, key: str) -> Section:
         steps=[
             Plot(
                 variant.id,
-                _some(shares.waterfall(result.points_of(variant), f"{key}-steps-{number}")),
+                _some(shares.waterfall(result.points_of(variant), model, f"{key}-steps-{number}")),
                 tables.steps(result.points_of(variant), f"Time in each step with {variant.id}, in milliseconds"),
                 variant.id,
             )

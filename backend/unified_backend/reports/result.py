@@ -36,6 +36,7 @@ class Check:
     max_abs: float
     max_rel: float
     cosine: float | None
+    top1: float | None
     tolerance: float
     compared_with: str
     passed: bool
@@ -85,6 +86,8 @@ class Point:
         throughput: inferences a second.
         p50, p99: None where they were not measured.
         rounds: how many there were.
+        busy: share of the time in which the instances were executing.
+        mean_batch: samples in one execution.
     """
 
     variant: str
@@ -96,6 +99,8 @@ class Point:
     parts: Mapping[str, float]
     steps: tuple[Step, ...]
     rounds: int
+    busy: float | None
+    mean_batch: float | None
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,7 @@ def _check(row: Mapping[str, Any]) -> Check:
         max_abs=row["max_abs"],
         max_rel=row["max_rel"],
         cosine=row.get("cosine"),
+        top1=row.get("top1"),
         tolerance=row["tolerance"],
         compared_with=row.get("compared_with") or "",
         passed=row["passed"],
@@ -230,6 +236,8 @@ def _point(row: Mapping[str, Any]) -> Point:
         parts=row.get("parts") or {},
         steps=tuple(steps),
         rounds=len(row.get("rounds") or ()),
+        busy=row.get("busy"),
+        mean_batch=row.get("mean_batch"),
     )
 
 

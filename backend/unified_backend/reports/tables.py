@@ -58,7 +58,7 @@ class Table:
 def loads(points: Iterable[Point], caption: str) -> Table:
     """Throughput and latency of each load."""
     headings = ["variant", "concurrency", "inferences a second", "of rounds", "p50, ms", "of rounds"]
-    headings += ["p99, ms", "of rounds", "rounds"]
+    headings += ["p99, ms", "of rounds", "rounds", "busy, %", "samples an execution"]
     rows = [
         [
             Cell(point.variant, look=point.variant),
@@ -67,6 +67,8 @@ def loads(points: Iterable[Point], caption: str) -> Table:
             *_spread(point.p50),
             *_spread(point.p99),
             _number(point.rounds),
+            Cell(_UNKNOWN) if point.busy is None else Cell(f"{100 * point.busy:.0f}", point.busy),
+            _number(point.mean_batch),
         ]
         for point in points
     ]
@@ -122,7 +124,7 @@ def compared(result: Result, variants: Sequence[Variant], caption: str) -> Table
                 _number(min(latencies, default=None)),
                 _error(worst.max_rel if worst else None),
                 _error(worst.tolerance if worst else None),
-                Cell(verdict if worst else "not verified", bad=not one.passed),
+                Cell(verdict if worst else _UNKNOWN, bad=not one.passed),
                 _bytes(one.memory),
                 _number(one.load_seconds),
             ]
@@ -154,7 +156,8 @@ def load_seconds(variants: Sequence[Variant], caption: str) -> Table:
 
 def checks(variants: Sequence[Variant], caption: str) -> Table:
     """Every verification."""
-    headings = ("variant", "output", "batch", "max abs", "max rel", "accepted", "cosine", "verified", "compared with")
+    headings = ["variant", "output", "batch", "max abs", "max rel", "accepted", "cosine", "same top class, %"]
+    headings += ["verified", "compared with"]
     rows = [
         [
             Cell(one.id, look=one.id),
@@ -164,13 +167,14 @@ def checks(variants: Sequence[Variant], caption: str) -> Table:
             _error(check.max_rel),
             _error(check.tolerance),
             Cell(_UNKNOWN) if check.cosine is None else Cell(f"{check.cosine:.6f}", check.cosine),
+            Cell(_UNKNOWN) if check.top1 is None else Cell(f"{100 * check.top1:.1f}", check.top1),
             Cell("passed" if check.passed else "FAILED", bad=not check.passed),
             Cell(check.compared_with or _UNKNOWN),
         ]
         for one in variants
         for check in one.checks
     ]
-    return Table(caption, headings, rows, frozenset({2, 3, 4, 5, 6}))
+    return Table(caption, headings, rows, frozenset(range(2, 8)))
 
 
 def _number(value: float | None) -> Cell:
