@@ -16,7 +16,7 @@ from unified_backend.settings import FIELDS, Settings, parameter_parsers
 from unified_backend.tensorrt_options import TensorRtOptions
 from unified_backend.values import SWITCH, batch_sizes, choice, parse_bytes
 
-__all__ = ["parameters", "table"]
+__all__ = ["attributes", "parameters", "table"]
 
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _GIGABYTE = 1024**3
@@ -26,7 +26,7 @@ def parameters() -> str:
     """Every parameter, and which formats have those that not every one has."""
     parsers = parameter_parsers(tuple(ENGINES))
     fields = {field.name: field for kind in (Settings, TensorRtOptions) for field in dataclasses.fields(kind)}
-    said = _attributes(Settings) | _attributes(TensorRtOptions)
+    said = attributes(Settings) | attributes(TensorRtOptions)
     rows = [
         (
             f'<span id="{name}">`{name}`</span>',
@@ -52,7 +52,7 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _attributes(kind: type) -> dict[str, str]:
+def attributes(kind: type) -> dict[str, str]:
     """What a docstring says of each attribute, as one line."""
     text = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     return {match[1]: " ".join(match[2].split()) for match in _ATTRIBUTE.finditer(text)}
