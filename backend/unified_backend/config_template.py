@@ -140,7 +140,7 @@ def _parameter(name: str, form: str) -> Iterator[str]:
         refuse_unused(form, read_settings(form, {name: value}, tuple(ENGINES)), form)
     except (ConfigError, SourceError):
         return
-    said = parameter_help()[name]
+    said = parameter_help(tuple(ENGINES))[name]
     what = said.what.rstrip(".")
     if name == "engine":
         takers = [engine.name for engine in ENGINES.values() if {form, "onnx"} & engine.accepts]
