@@ -101,8 +101,6 @@ def bench(
 
     triton-unified bench models/classifier --engines onnxruntime,openvino --concurrency 1,4 --out bench.json
     """
-    natives_aside()
-    logs.to_standard_error(logging.WARNING)
     plan = Plan(
         _listed(batch, _count, "--batch"),
         _listed(concurrency, _count, "--concurrency"),
@@ -120,11 +118,15 @@ def bench(
     )
     if data:
         require_data(data)
+    if fail_if_slower and not against:
+        raise Refused("--fail-if-slower has nothing to go by", "there is no earlier result", "Add --compare OLD.json")
     old = read_result(against) if against else None
     write_report = _report_writer() if report else None
     for path in (out, report):
         _require_place(path)
     tool = find_perf_analyzer()
+    natives_aside()
+    logs.to_standard_error(logging.WARNING)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     measured = Measured()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Shown(quiet=as_json) as shown:
