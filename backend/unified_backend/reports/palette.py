@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from unified_backend.reports.result import Variant
 
@@ -67,17 +68,20 @@ class Look:
 
 
 def looks(variants: Sequence[Variant]) -> dict[str, Look]:
-    """id -> look: one hue an engine, one dash a precision, and a marker of its own for each of twelve."""
+    """id -> look: one hue an engine, one dash a precision (or number of instances), and a marker for each of twelve."""
     engines = list(dict.fromkeys(variant.engine for variant in variants))
-    precisions = list(dict.fromkeys(variant.precision for variant in variants))
+    kinds: list[str | int] = [variant.precision for variant in variants]
+    if len(set(kinds)) == 1:
+        kinds = [variant.instances for variant in variants]
+    dashes = dict(zip(dict.fromkeys(kinds), cycle(_DASHES), strict=False))
     spread_hues = len(engines) == 1  # then hues are free to tell variants apart
     return {
         variant.id: Look(
             sentinel(_SERIES[(number if spread_hues else engines.index(variant.engine)) % len(_SERIES)]),
             _MARKERS[number % len(_MARKERS)],
-            _DASHES[precisions.index(variant.precision) % len(_DASHES)],
+            dashes[kind],
         )
-        for number, variant in enumerate(variants)
+        for number, (variant, kind) in enumerate(zip(variants, kinds, strict=True))
     }
 
 
