@@ -18,7 +18,7 @@ from unified_backend.samples import fitting, from_file
 from unified_backend.stages.parts import Before
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["FOLDER", "calibration_files", "read_calibration"]
+__all__ = ["FOLDER", "calibration_files", "read_calibration", "read_requests"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def read_calibration(
     found = []
     for path in files:
         try:
-            feeds = [_read(path, signature, before)] if path.suffix != ".json" else _requests(path, signature)
+            feeds = [_read(path, signature, before)] if path.suffix != ".json" else read_requests(path, signature)
         except ConfigError as error:
             what = error.what.replace("the sample", "the calibration data")
             raise ConfigError(f"{label}: {what}", error.why, error.do) from None
@@ -123,8 +123,12 @@ def _staged(path: Path, signature: Signature, before: Before | None) -> dict[str
     return {into: np.ascontiguousarray(rows.arrays[name]) for name, into in before.feeds.items()}
 
 
-def _requests(path: Path, signature: Signature) -> list[dict[str, Array]]:
-    """Requests as Triton's HTTP interface takes them, or the rows of perf_analyzer's `--input-data`."""
+def read_requests(path: Path, signature: Signature) -> list[dict[str, Array]]:
+    """Requests as Triton's HTTP interface takes them, or the rows of perf_analyzer's `--input-data`.
+
+    Raises:
+        ConfigError: it is neither, or does not fit the signature.
+    """
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -162,8 +166,22 @@ def _row(path: Path, row: Mapping[str, Any], spec: TensorSpec) -> Array:
         shape = list(value.get("shape", shape))
         value = value["content"]
         if isinstance(value, dict):
-            return _batch(np.frombuffer(base64.b64decode(value["b64"]), spec.numpy).reshape(shape), spec, path)
+            content = base64.b64decode(value["b64"])
+            if spec.dtype == "STRING":
+                strings = np.array(_strings(content), object).reshape(shape)
+                return strings[None] if spec.shape and strings.ndim == len(spec.shape) - 1 else strings
+            return _batch(np.frombuffer(content, spec.numpy).reshape(shape), spec, path)
     return _batch(_values(value, spec).reshape(shape or -1), spec, path)
+
+
+def _strings(content: bytes) -> list[bytes]:
+    """Those that lie one after another, each with its length before it in four bytes."""
+    found = []
+    while content:
+        size = int.from_bytes(content[:4], "little")
+        found.append(content[4 : 4 + size])
+        content = content[4 + size :]
+    return found
 
 
 def _values(given: Any, spec: TensorSpec) -> Array:

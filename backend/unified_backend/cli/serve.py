@@ -169,8 +169,7 @@ def _report(running: RunningServer, stopping: _Stopping) -> None:
     counts = f"models_ready={len(ready)} models_failed={len({model.name for model in failed})}"
     typer.secho(f"ready: {' '.join(urls)} {counts} listening={options.host}", fg="green")
     for model in failed:
-        reason = _first_part(model.reason)
-        typer.secho(f"failed: model={model.name} version={model.version} reason={reason}", fg="red")
+        typer.secho(f"failed: model={model.name} version={model.version} reason={model.why}", fg="red")
 
 
 def _failed(running: RunningServer, models: list[LoadedModel]) -> list[LoadedModel]:
@@ -191,11 +190,6 @@ def _failed(running: RunningServer, models: list[LoadedModel]) -> list[LoadedMod
         "`triton-unified check` on its folder says why, and so does the line of its log that names it"
     )
     return failed + [LoadedModel(name, "-", "", reason) for name in sorted(silent)]
-
-
-def _first_part(reason: str) -> str:
-    """A stub's error without its traceback, on one line; all of it is in the server's log."""
-    return " ".join(reason.partition("\n\nAt:")[0].split())
 
 
 def _control_mode(mode: ControlMode | None, poll: int | None, load_model: list[str] | None) -> ControlMode:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from unified_backend.errors import MeasurementError
 from unified_backend.server.find import find_server
 from unified_backend.server.options import Options
-from unified_backend.server.preflight import free_ports
+from unified_backend.server.preflight import free_ports, model_folders
 from unified_backend.server.run import RunningServer, start
 
-__all__ = ["serving"]
+__all__ = ["NotLoadedError", "serving"]
 
 _READY_SECONDS = 600
+_FOLLOWS = "has no loaded version"  # of an ensemble, whose model's own reason says more
+
+
+class NotLoadedError(MeasurementError):
+    """Models of a repository do not load.
+
+    Attributes:
+        reasons: model -> why not.
+    """
+
+    def __init__(self, repository: Path, reasons: Mapping[str, str]) -> None:
+        self.reasons = {name: why for name, why in reasons.items() if _FOLLOWS not in why} or dict(reasons)
+        super().__init__(
+            f"{repository}: not every model was loaded",
+            "; ".join(f"{name}: {why}" for name, why in self.reasons.items()),
+            "`triton-unified check` says more of each",
+        )
 
 
 @contextmanager
-def serving(repository: Path, folder: Path) -> Iterator[RunningServer]:
+def serving(
+    repository: Path, folder: Path, own_cache: bool = True, ready_seconds: float = _READY_SECONDS
+) -> Iterator[RunningServer]:
     """One server with every model of the repository loaded; it lives as long as the block.
 
     Args:
-        folder: for its cache, which is its own and empty (what an earlier run measured has no say here), and its log.
+        folder: for its log, and its cache.
+        own_cache: an empty one, so that what an earlier run measured has no say; else this host's, as `serve` uses it.
+        ready_seconds: that the loads may take.
 
     Raises:
-        MeasurementError: a model does not load.
+        NotLoadedError: a model does not load.
+        MeasurementError: the server does not start.
     """
     http, grpc, metrics = free_ports(3)
     log = folder / "server.log"
@@ -36,20 +58,28 @@ def serving(repository: Path, folder: Path) -> Iterator[RunningServer]:
         metrics_port=metrics,
         model_control_mode="explicit",
         load_models=("*",),
-        environment={"TRITON_UNIFIED_CACHE": str(folder / "cache")},
+        environment={"TRITON_UNIFIED_CACHE": str(folder / "cache")} if own_cache else {},
         log=log,
     )
     with start(find_server(), [repository], options) as server:
-        if not server.ready(timeout=_READY_SECONDS):
+        if not server.ready(timeout=ready_seconds):
             raise MeasurementError(
                 f"{repository}: the server did not get ready", _tail(log), "See the end of its log above"
             )
-        if failed := [model for model in server.models() if model.state != "READY"]:
-            reasons = "; ".join(f"{model.name}: {model.reason}" for model in failed)
-            raise MeasurementError(
-                f"{repository}: not every model was loaded", reasons, "`triton-unified check` says more of each"
-            )
+        models = server.models()
+        failed = {model.name: model.why for model in models if model.state != "READY"}
+        # A configuration that Triton refuses is not in its index at all.
+        silent = {path.name for path in model_folders(repository)} - {model.name for model in models}
+        failed |= {name: _line_of(log, name) for name in sorted(silent)}
+        if failed:
+            raise NotLoadedError(repository, failed)
         yield server
+
+
+def _line_of(log: Path, name: str) -> str:
+    """The last of the log's errors that names a model."""
+    lines = [line for line in _tail(log).splitlines() if line.startswith("E") and name in line]
+    return lines[-1].partition("] ")[2].strip('"') if lines else "Triton refused its configuration"
 
 
 def _tail(log: Path) -> str:

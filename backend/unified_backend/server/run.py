@@ -45,6 +45,11 @@ class LoadedModel:
     state: str
     reason: str
 
+    @property
+    def why(self) -> str:
+        """The reason on one line, without a stub's traceback; all of it is in the server's log."""
+        return " ".join(self.reason.partition("\n\nAt:")[0].split())
+
 
 def start(server: Server, repositories: Sequence[str | Path], options: Options | None = None) -> RunningServer:
     """Start `server` on `repositories`; returns at once, before any model is loaded.

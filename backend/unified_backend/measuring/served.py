@@ -1,0 +1,250 @@
+"""A variant while it is served: where it answers, what its load found, and one point measured.
+
+with served(subject, variant, folder) as one:
+    inputs = one.inputs(data=None, shapes={})
+    reading, counts = one.measure(tool, Point(batch=1, concurrency=4), inputs, seconds=3.0)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unified_backend.errors import MeasurementError
+from unified_backend.loading import open_cache
+from unified_backend.measuring.client import Client
+from unified_backend.measuring.counts import Counts, counted
+from unified_backend.measuring.inputs import Inputs, choose_inputs
+from unified_backend.measuring.perf_analyzer import Load, Reading, measure
+from unified_backend.measuring.result import ServedVariant
+from unified_backend.measuring.serving import serving
+from unified_backend.measuring.subjects import Subject
+from unified_backend.measuring.variants import Variant, write_repository
+from unified_backend.server.run import RunningServer
+
+__all__ = ["Point", "Served", "running", "served"]
+
+_LOADED = re.compile(r"unified: loaded (model=[^\n\"]*)")
+_PAIR = re.compile(r"(\S+?)=(\S+)")
+_MADE = re.compile(r"\b(\w+)=made\b")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A load: samples in a request, and requests in flight."""
+
+    batch: int = 1
+    concurrency: int = 1
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers, and all that is asked about it.
+
+    Attributes:
+        name: of the model that requests go to.
+        url: of the protocol's endpoint.
+        config: the model's, completed.
+        loads: of each instance of each model: the pairs of the line that its load logs; none of a server that was
+            running already.
+        server: of this process; None for one that was running already.
+        began: when it was started, in seconds since 1970.
+    """
+
+    name: str
+    url: str
+    protocol: str
+    client: Client
+    config: Mapping[str, Any]
+    folder: Path
+    subject: Subject | None = None
+    variant: Variant = field(default_factory=Variant)
+    loads: Sequence[Mapping[str, str]] = ()
+    server: RunningServer | None = None
+    began: float = 0.0
+
+    @property
+    def max_batch_size(self) -> int:
+        """Of the model; 0 where requests have no batch dimension."""
+        return int(self.config.get("max_batch_size") or 0)
+
+    def inputs(self, data: Path | None, shapes: Mapping[str, Sequence[int]]) -> Inputs:
+        """Samples that the model was seen to answer.
+
+        Raises:
+            Refused: the data does not fit, or nothing could be made up.
+        """
+        samples = self.subject.samples if self.subject else []
+        return choose_inputs(self.config, data, samples, shapes, lambda *asked: self.client.infer(self.name, *asked))
+
+    def ask(self, inputs: Inputs, batch: int) -> float:
+        """Send one request, and give the seconds that it took.
+
+        Raises:
+            MeasurementError: it was not answered.
+        """
+        feeds = inputs.feeds(batch)
+        began = time.perf_counter()
+        self.client.infer(self.name, feeds, inputs.types)
+        return time.perf_counter() - began
+
+    def measure(self, tool: Path, point: Point, inputs: Inputs, seconds: float) -> tuple[Reading, Counts]:
+        """One reading of a point, and what the server counted meanwhile.
+
+        Raises:
+            MeasurementError: perf_analyzer saw no request end.
+        """
+        file = self.folder / f"{self.name}-{point.batch}.json"
+        if not file.exists():
+            inputs.write(file, point.batch)
+        load = Load(
+            self.name,
+            self.url,
+            self.protocol,
+            point.concurrency,
+            point.batch,
+            str(file),
+            output_bytes=_OUTPUT_BYTES,
+        )
+        before = self.client.statistics()
+        reading = measure(tool, load, seconds)
+        names = [model.name for model in self.subject.models] if self.subject else [self.name]
+        return reading, counted(before, self.client.statistics(), names, self._instances)
+
+    def _instances(self, model: str) -> int:
+        groups = self.client.config(model).get("instance_group") or []
+        return sum(int(group.get("count") or 1) for group in groups) or 1
+
+    def facts(self, ident: str, notes: Sequence[str] = ()) -> ServedVariant:
+        """What was served, and what its load found."""
+        found = [load for load in self.loads if not load["format"].startswith("pipeline")] or list(self.loads)
+        engines = list(dict.fromkeys(load["engine"] for load in found))
+        kinds = list(dict.fromkeys(load["computes_in"].replace("-", " ") for load in found))
+        made = sorted({kind for load in self.loads for kind in load.get("made", "").split()})
+        notes = [*notes, f"loaded cold: {', '.join(made)} was not in the cache"] if made else list(notes)
+        return ServedVariant(
+            ident,
+            self.name,
+            self.variant.engine or ("auto" if self.subject else "as served"),
+            ", ".join(engines) or "as served",
+            self.variant.precision or "as it came",
+            ", ".join(kinds) or "not known",
+            self._instances(self.name) if not self.is_ensemble else self.variant.instances or 1,
+            max((int(load["threads"]) for load in found), default=0),
+            self.max_batch_size,
+            max((_seconds(load) for load in self.loads), default=None),
+            self._memory(),
+            self._verified(),
+            notes,
+        )
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether Triton itself runs its steps."""
+        return self.config.get("platform") == "ensemble"
+
+    def _memory(self) -> int | None:
+        """Proportional set size of all that the server started: its stubs, and what engines run apart."""
+        if self.server is None:
+            return None
+        total = 0
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, ValueError):
+                if int(entry.name) != self.server.pid and os.getpgid(int(entry.name)) == self.server.pid:
+                    line = re.search(r"^Pss:\s+(\d+) kB", (entry / "smaps_rollup").read_text(), re.MULTILINE)
+                    total += 1024 * int(line[1]) if line else 0
+        return total or None
+
+    def _verified(self) -> list[dict[str, Any]]:
+        """What the manifests of the entries say that these loads used."""
+        if self.subject is None:
+            return []
+        labels = {load["model"] for load in self.loads}
+        rows = []
+        with open_cache() as cache:
+            used = {
+                digest
+                for use in cache.store.usage.uses()
+                if use.unix_time >= self.began and (use.label in labels or use.label.partition("/")[0] in self._members)
+                for digest in use.entries
+            }
+            for entry in cache.store.entries():
+                if entry.path.name not in used:
+                    continue
+                facts = entry.manifest.facts
+                against = facts.get("reference") or _AGAINST.get(entry.manifest.key.kind, "the model before it")
+                for row in facts.get("verified") or []:
+                    kept = {name: row.get(name) for name in _ERRORS}
+                    rows.append({**kept, "compared_with": str(against), "entry": entry.manifest.key.kind})
+        return rows
+
+    @property
+    def _members(self) -> set[str]:
+        models = self.subject.models if self.subject else ()
+        return {member.name for model in models for member in model.members}
+
+
+_ERRORS = ("output", "batch", "max_abs", "max_rel", "cosine", "top1", "tolerance", "passed")
+_AGAINST = {"precision": "the model in FP32", "canonical": "the source's framework"}
+_OUTPUT_BYTES = 1 << 20  # of one output in shared memory, where its size is not known
+
+
+@contextmanager
+def served(
+    subject: Subject, variant: Variant, folder: Path, protocol: str = "grpc", ready_seconds: float = 3600.0
+) -> Iterator[Served]:
+    """A server of its own with a variant of a subject; it lives as long as the block.
+
+    Args:
+        folder: an empty one, for its repository and log.
+        ready_seconds: that the loads may take.
+
+    Raises:
+        NotLoadedError: a model does not load.
+        MeasurementError: the server does not start.
+    """
+    write_repository(subject, variant, folder / "models")
+    began = time.time()
+    with serving(folder / "models", folder, own_cache=False, ready_seconds=ready_seconds) as server:
+        url = server.options.url("http" if protocol == "http" else "grpc")
+        with Client(url, protocol) as client:
+            loads = _loads(server.options.log)
+            config = client.config(subject.name)
+            yield Served(
+                subject.name, url, protocol, client, config, folder, subject, variant, loads, server, began - 1
+            )
+
+
+@contextmanager
+def running(name: str, url: str, folder: Path, protocol: str = "grpc") -> Iterator[Served]:
+    """A model of a server that runs already.
+
+    Raises:
+        MeasurementError: it does not answer, or has no such model.
+    """
+    with Client(url, protocol) as client:
+        yield Served(name, url, protocol, client, client.config(name), folder)
+
+
+def _loads(log: Path | None) -> list[dict[str, str]]:
+    """The lines of loads in a server's log."""
+    text = log.read_text(errors="replace") if log else ""
+    made: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if found := re.search(r"unified: (?:INFO )?(?:described|loaded) model=(\S+)", line):
+            made.setdefault(found[1], []).extend(_MADE.findall(line))
+    rows = [dict(_PAIR.findall(line)) for line in _LOADED.findall(text)]
+    if text and not rows:
+        raise MeasurementError("no load is in the server's log", text[-600:], "Report it")
+    return [{**row, "made": " ".join(dict.fromkeys(made.get(row["model"], [])))} for row in rows]
+
+
+def _seconds(load: Mapping[str, str]) -> float:
+    """Of the phases of an instance's load."""
+    return round(sum(float(value) for name, value in load.items() if re.fullmatch(r"\w+_s", name)), 3)
