@@ -17,6 +17,7 @@ from unified_backend.cli.inspect import inspect
 from unified_backend.cli.install import install, uninstall
 from unified_backend.cli.optimize import optimize
 from unified_backend.cli.serve import ServeCommand, serve
+from unified_backend.cli.tune import tune
 from unified_backend.errors import UnifiedError
 from unified_backend.stopping import clean_up_when_stopped
 
@@ -37,6 +38,7 @@ app.command()(check)
 app.command()(inspect)
 app.command()(convert)
 app.command()(optimize)
+app.command()(tune)
 app.command()(doctor)
 app.command()(build)
 app.add_typer(cache.app, name="cache")
