@@ -34,13 +34,11 @@ from onnxruntime import InferenceSession
 from rich.console import Console
 from unified_backend import hosts
 from unified_backend.errors import UnifiedError
-from unified_backend.measuring.perf_analyzer import PROTOCOLS, Load, find_perf_analyzer, measure
+from unified_backend.measuring.perf_analyzer import PROTOCOLS, STARTUP_SECONDS, Load, find_perf_analyzer, measure
 from unified_backend.measuring.serving import serving
 from unified_backend.server.run import RunningServer
 
 BACKENDS = ("naive", UNIFIED, "concat", "constant", IN_PROCESS)
-# perf_analyzer's own start and end, measured.
-STARTUP_SECONDS = 0.35
 STARTUP_OF_SERVER_SECONDS = 15.0
 # A cell that breaks a promise is measured again, this many times as often: one disturbed round decides nothing.
 SECOND_LOOK = 2

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from unified_backend import __version__
 from unified_backend.cli import cache, ensemble, toolchain
+from unified_backend.cli.bench import bench
 from unified_backend.cli.build import build
 from unified_backend.cli.check import check
 from unified_backend.cli.convert import convert
@@ -41,6 +42,7 @@ app.command()(optimize)
 app.command()(tune)
 app.command()(doctor)
 app.command()(build)
+app.command()(bench)
 app.add_typer(cache.app, name="cache")
 app.add_typer(toolchain.app, name="toolchain")
 app.add_typer(ensemble.app, name="ensemble")

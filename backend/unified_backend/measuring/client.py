@@ -42,7 +42,7 @@ class Client:
     def config(self, model: str) -> dict[str, Any]:
         """A model's, completed."""
         found = self._asked("get_model_config", model)
-        config: dict[str, Any] = found["config"] if "config" in found else found
+        config: dict[str, Any] = found.get("config", found)
         return config
 
     def statistics(self) -> dict[str, dict[str, Any]]:

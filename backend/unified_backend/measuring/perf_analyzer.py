@@ -14,7 +14,17 @@ from types import MappingProxyType
 
 from unified_backend.errors import MeasurementError, Refused
 
-__all__ = ["PARTS", "PROTOCOLS", "Load", "Reading", "find_perf_analyzer", "measure"]
+__all__ = [
+    "LASTS",
+    "PARTS",
+    "PROTOCOLS",
+    "STARTUP_SECONDS",
+    "Load",
+    "Reading",
+    "enough_seconds",
+    "find_perf_analyzer",
+    "measure",
+]
 
 PROTOCOLS = ("grpc", "http", "shm")
 # Where a request's time goes, in its order: perf_analyzer's columns. The client's own are of the load generator.
@@ -29,6 +39,9 @@ PARTS = MappingProxyType(
         "client receive": "Client Recv",
     }
 )
+
+STARTUP_SECONDS = 0.35  # perf_analyzer's own start and end, measured
+LASTS = 1.2  # as long as it was told to measure: 1.30 s for 1.00, 8.27 for 6.72, 19.34 for 15.94
 
 # perf_analyzer reports once this many windows agree; `-s` below makes any three agree.
 WINDOWS = 3
@@ -117,7 +130,7 @@ def measure(tool: Path, load: Load, seconds: float) -> Reading:
     for longer in (1, 3, 9):
         reading, output = _analyzed(command, longer * seconds)
         if reading:
-            enough = WINDOWS * min(LATENCIES * reading.p50 / 1000, LONGEST_WINDOW)
+            enough = enough_seconds(reading.p50 / 1000)
             return reading if longer * seconds >= enough else _analyzed(command, enough)[0] or reading
         if not any(sign in output for sign in TOO_SHORT):
             break
@@ -126,6 +139,11 @@ def measure(tool: Path, load: Load, seconds: float) -> Reading:
         output[-2000:].strip() or "perf_analyzer said nothing",
         f"Run {' '.join(command)}",
     )
+
+
+def enough_seconds(latency: float) -> float:
+    """How long a measurement has to last for requests that take `latency` seconds."""
+    return WINDOWS * min(LATENCIES * latency, LONGEST_WINDOW)
 
 
 def _analyzed(command: Sequence[str], seconds: float) -> tuple[Reading | None, str]:

@@ -152,6 +152,10 @@ class Result:
         values["skipped"] = [dataclasses.asdict(row) for row in self.skipped]
         return {"schema": SCHEMA, **json.loads(json.dumps(_finite(values)))}
 
+    def with_advice(self, advice: Sequence[str]) -> Result:
+        """The same, with what it says to do."""
+        return dataclasses.replace(self, advice=tuple(advice))
+
     def write(self, path: Path) -> None:
         """Save it.
 

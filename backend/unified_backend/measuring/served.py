@@ -7,11 +7,13 @@ with served(subject, variant, folder) as one:
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from unified_backend.measuring.serving import serving
 from unified_backend.measuring.subjects import Subject
 from unified_backend.measuring.variants import Variant, write_repository
 from unified_backend.server.run import RunningServer
+from unified_backend.tensors import data_type
 
 __all__ = ["Point", "Served", "running", "served"]
 
@@ -94,6 +97,24 @@ class Served:
         self.client.infer(self.name, feeds, inputs.types)
         return time.perf_counter() - began
 
+    def ask_at_once(self, inputs: Inputs, batch: int, count: int) -> float:
+        """Send so many requests at once, twice, and give the seconds that the second time took.
+
+        Raises:
+            MeasurementError: one was not answered.
+        """
+        feeds = inputs.feeds(batch)
+
+        def ask(client: Client) -> None:
+            client.infer(self.name, feeds, inputs.types)
+
+        with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+            clients = [stack.enter_context(Client(self.url, self.protocol)) for _ in range(count)]
+            list(pool.map(ask, clients))
+            began = time.perf_counter()
+            list(pool.map(ask, clients))
+            return time.perf_counter() - began
+
     def measure(self, tool: Path, point: Point, inputs: Inputs, seconds: float) -> tuple[Reading, Counts]:
         """One reading of a point, and what the server counted meanwhile.
 
@@ -110,7 +131,7 @@ class Served:
             point.concurrency,
             point.batch,
             str(file),
-            output_bytes=_OUTPUT_BYTES,
+            output_bytes=_output_bytes(self.config),
         )
         before = self.client.statistics()
         reading = measure(tool, load, seconds)
@@ -192,7 +213,7 @@ class Served:
 
 _ERRORS = ("output", "batch", "max_abs", "max_rel", "cosine", "top1", "tolerance", "passed")
 _AGAINST = {"precision": "the model in FP32", "canonical": "the source's framework"}
-_OUTPUT_BYTES = 1 << 20  # of one output in shared memory, where its size is not known
+_OPEN, _STRING = 256, 64  # taken for an output's open dimension, and for a string's bytes
 
 
 @contextmanager
@@ -239,10 +260,21 @@ def _loads(log: Path | None) -> list[dict[str, str]]:
     for line in text.splitlines():
         if found := re.search(r"unified: (?:INFO )?(?:described|loaded) model=(\S+)", line):
             made.setdefault(found[1], []).extend(_MADE.findall(line))
-    rows = [dict(_PAIR.findall(line)) for line in _LOADED.findall(text)]
+    # The first of a name: `engine=openvino`, and later `engine=hit`, of its entry in the cache.
+    rows = [dict(reversed(_PAIR.findall(line))) for line in _LOADED.findall(text)]
     if text and not rows:
         raise MeasurementError("no load is in the server's log", text[-600:], "Report it")
     return [{**row, "made": " ".join(dict.fromkeys(made.get(row["model"], [])))} for row in rows]
+
+
+def _output_bytes(config: Mapping[str, Any]) -> int:
+    """Of the largest output of a sample, for its shared memory; a guess where dimensions are open."""
+    sizes = [0]
+    for row in config.get("output") or []:
+        kind = data_type(str(row["data_type"]))
+        item = _STRING if kind is None or kind.triton in ("STRING", "BYTES") else kind.numpy.itemsize
+        sizes.append(item * math.prod(int(size) if int(size) > 0 else _OPEN for size in row["dims"]))
+    return max(sizes)
 
 
 def _seconds(load: Mapping[str, str]) -> float:
