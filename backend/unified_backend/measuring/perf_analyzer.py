@@ -113,8 +113,11 @@ def find_perf_analyzer() -> Path:
     return Path(found)
 
 
-def measure(tool: Path, load: Load, seconds: float) -> Reading:
+def measure(tool: Path, load: Load, seconds: float, latencies: int = LATENCIES) -> Reading:
     """Load the model for about `seconds`, or as long as it needs.
+
+    Args:
+        latencies: that a window holds at least.
 
     Raises:
         MeasurementError: perf_analyzer failed, or on a stalled machine saw no request end even in longer windows.
@@ -130,7 +133,7 @@ def measure(tool: Path, load: Load, seconds: float) -> Reading:
     for longer in (1, 3, 9):
         reading, output = _analyzed(command, longer * seconds)
         if reading:
-            enough = enough_seconds(reading.p50 / 1000)
+            enough = enough_seconds(reading.p50 / 1000, latencies)
             return reading if longer * seconds >= enough else _analyzed(command, enough)[0] or reading
         if not any(sign in output for sign in TOO_SHORT):
             break
@@ -141,9 +144,9 @@ def measure(tool: Path, load: Load, seconds: float) -> Reading:
     )
 
 
-def enough_seconds(latency: float) -> float:
+def enough_seconds(latency: float, latencies: int = LATENCIES) -> float:
     """How long a measurement has to last for requests that take `latency` seconds."""
-    return WINDOWS * min(LATENCIES * latency, LONGEST_WINDOW)
+    return WINDOWS * min(latencies * latency, LONGEST_WINDOW)
 
 
 def _analyzed(command: Sequence[str], seconds: float) -> tuple[Reading | None, str]:

@@ -48,22 +48,18 @@ class Decision:
     why: str
 
 
-def decide(default: Compared, others: Sequence[Compared], goal: Goal) -> Decision:
-    """Whether one of the others is better than the config as it is, by more than the noise of the rounds.
+def decide(default: Compared, best: Compared, goal: Goal) -> Decision:
+    """Whether the best that was found is better than the config as it is, by more than the noise of the rounds.
 
     Beyond the noise is what lies outside: the worse quartile of the one is better than the better quartile of the
     other. Who keeps the latency budget is better than who does not.
     """
     rounds = len(default.readings)
-    kept = [one for one in others if goal.p99 is None or one.spread("p99").median <= goal.p99]
-    if not kept:
-        late = min((one.spread("p99").median for one in others), default=None)
-        why = "nothing better was found" if late is None else f"side by side its p99 was {late:.3g} ms"
-        return Decision(None, None, why)
-    best = max(kept, key=lambda one: _gain(one, default, goal))
     ratio = _gain(best, default, goal)
     if rounds < LEAST_ROUNDS:
         return Decision(None, ratio, f"the budget left no time for the {LEAST_ROUNDS} rounds that show the noise")
+    if goal.p99 is not None and (late := best.spread("p99").median) > goal.p99:
+        return Decision(None, ratio, f"side by side its p99 was {late:.3g} ms")
     if goal.p99 is not None and default.spread("p99").median > goal.p99:
         return Decision(best, ratio, "the config as it is does not keep the latency budget")
     if _beyond(best, default, goal):
