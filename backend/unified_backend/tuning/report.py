@@ -33,7 +33,7 @@ def report(name: str, config: Mapping[str, Any], options: Options, done: Run, ma
         machine: the host.
     """
     goal = options.goal
-    best = next(iter(best_of(done.rows, goal)), None)
+    best = best_of(done.rows, goal)
     decision = done.decision
     return {
         "model": name,
@@ -60,7 +60,7 @@ def conclusion(done: Run, goal: Goal) -> str:
     decision = done.decision
     measure = "throughput" if goal.kind == "throughput" else "median latency"
     if decision is None:
-        best = next(iter(best_of(done.rows, goal)), None)
+        best = best_of(done.rows, goal)
         if best is None:
             return "nothing was measured that could win"
         first = "the config as it is" if best.point == done.base else _named(best.point, done)
@@ -100,7 +100,7 @@ def _named(point: Point, done: Run) -> str:
         "instances": "instances",
         "threads": "threads",
         "max_batch_size": "max batch",
-        "delay_us": "queue delay us",
+        "delay_us": "queue delay in us",
         "preferred": "preferred batch",
     }
     base = vars(done.base) if done.base else {}
@@ -111,14 +111,13 @@ def _named(point: Point, done: Run) -> str:
 def _tried(row: Tried, done: Run, best: Tried | None, goal: Goal) -> dict[str, Any]:
     reading = row.reading
     figures = {name: getattr(reading, name) if reading else None for name in ("throughput", "p50", "p99")}
-    lost = verdict(row, best, goal)
-    lost = lost or ("best of the search" if row is best else "")
     return {
         **dataclasses.asdict(row.point),
         "as_it_is": row.point == done.base,
         "concurrency": row.concurrency,
         **figures,
-        "verdict": lost,
+        "gain": row.gain,
+        "verdict": verdict(row, best, goal),
     }
 
 

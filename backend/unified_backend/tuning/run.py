@@ -165,7 +165,7 @@ def _search(
     for tried in search(servers.base, space, goal, partial(_tried, servers, options, load)):
         done.rows.append(tried)
         tell(f"{short(tried.point)}: {_figures(tried) or f'could not be served: {tried.reason}'}")
-        if best_of(done.rows, goal)[:1] == [tried]:
+        if tried.leads:
             servers.keep(tried.point)
         is_first = len(done.rows) == 1
         cost = time.monotonic() - began + (servers.point_seconds() if is_first else 0.0)
@@ -182,8 +182,10 @@ def _search(
         began = time.monotonic()
 
 
-def _tried(servers: Servers, options: Options, load: tuple[int, int], point: Point) -> Tried:
-    """A point, measured under the load that is best for it.
+def _tried(
+    servers: Servers, options: Options, load: tuple[int, int], point: Point, best: Tried | None
+) -> tuple[Tried, Tried | None]:
+    """A point, measured under the load that is best for it, and the best so far again.
 
     Args:
         load: requests in flight to begin with, and at most.
@@ -193,25 +195,28 @@ def _tried(servers: Servers, options: Options, load: tuple[int, int], point: Poi
         return servers.measure(point, concurrency, SEARCHING)
 
     try:
-        return loaded(point, options.goal, *load, options.concurrency is None, measure)
+        tried = loaded(point, options.goal, *load, options.concurrency is None, measure)
     except MeasurementError as error:
-        if point == servers.base:
+        if best is None:
             raise
         reasons = error.reasons.values() if isinstance(error, NotLoadedError) else [error.why]
-        return Tried(point, reason="; ".join(reasons))
+        return Tried(point, reason="; ".join(reasons)), best
+    if best is None or best.reading is None:
+        return tried, best
+    again = servers.measure(best.point, best.concurrency, SEARCHING)
+    return tried, dataclasses.replace(best, reading=again)
 
 
 def _round_seconds(done: Run, goal: Goal) -> float:
     """Of one round of the comparison."""
-    compared = (done.rows[0], *(best_of(done.rows, goal)[:1] or done.rows[:1]))
+    compared = (done.rows[0], best_of(done.rows, goal) or done.rows[0])
     return sum(reading_seconds(row.reading.p50, COMPARING) for row in compared if row.reading)
 
 
 def _compare(servers: Servers, goal: Goal, left: Callable[[], float], tell: Callable[[str], None], done: Run) -> None:
     """The config as it is and the best of the search, in turns."""
-    start = done.rows[0]
-    best = next(iter(best_of(done.rows, goal)), start)
-    if best is start or not goal.better(best, start):
+    start, best = done.rows[0], best_of(done.rows, goal)
+    if best is None or best is start:
         done.decision = Decision(None, None, "nothing that was tried is better")
         return
     seconds = _round_seconds(done, goal)

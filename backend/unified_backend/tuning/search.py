@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,12 +25,17 @@ class Tried:
         concurrency: requests in flight.
         reading: None where it could not be served.
         reason: why not.
+        gain: how many times as good it was as the best so far, which was measured again right after it: a machine that
+            gets busier meanwhile is not mistaken for a worse setting. None for the first.
+        leads: it became the best.
     """
 
     point: Point
     concurrency: int = 0
     reading: Reading | None = None
     reason: str = ""
+    gain: float | None = None
+    leads: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,63 +70,70 @@ class Goal:
         return self.gain(one.reading, other.reading) > 1 + noise
 
 
-def search(start: Point, space: Space, goal: Goal, measure: Callable[[Point], Tried]) -> Iterator[Tried]:
+def search(
+    start: Point, space: Space, goal: Goal, measure: Callable[[Point, Tried | None], tuple[Tried, Tried | None]]
+) -> Iterator[Tried]:
     """Measure points until moving no setting helps; each is yielded as it is measured, `start` first.
 
     A setting that is a number is moved one way for as long as that helps, and the other way if it did not help at all.
-    All settings are gone through again after one has changed, because they depend on each other. Nothing is measured
+    All settings are gone through again after one has changed, because they depend on each other. Nothing is tried
     twice, and an engine or a precision that is far behind is not tried with other settings. Who has seen enough stops
     asking for more.
+
+    Args:
+        measure: a point, and the best so far again.
     """
-    best = measure(start)
+    first, _ = measure(start, None)
+    best = dataclasses.replace(first, leads=True)
     yield best
     seen, hopeless = {start}, set[str]()
     changed = True
     while changed:
         changed = False
         for axis, moves in AXES.items():
-            origin = best
-            for direction in moves(origin.point, space):
-                if best is not origin and axis not in ALTERNATIVES:
+            origin = best.point
+            for direction in moves(origin, space):
+                if best.point != origin and axis not in ALTERNATIVES:
                     break
                 for point in direction:
                     if point in seen or point.engine in hopeless or point.precision in hopeless:
                         break
                     seen.add(point)
-                    tried = measure(point)
+                    tried, again = measure(point, best)
+                    best = again or best
+                    leads = goal.better(tried, best)
+                    tried = dataclasses.replace(tried, gain=_gain(tried, best, goal), leads=leads)
                     yield tried
-                    if axis in ALTERNATIVES and _is_hopeless(tried, best, goal):
+                    if axis in ALTERNATIVES and _is_hopeless(tried):
                         hopeless.add(getattr(point, axis))
-                    if not goal.better(tried, best):
+                    if not leads:
                         break
                     best, changed = tried, True
 
 
-def _is_hopeless(tried: Tried, best: Tried, goal: Goal) -> bool:
+def _gain(one: Tried, other: Tried, goal: Goal) -> float | None:
+    return goal.gain(one.reading, other.reading) if one.reading and other.reading else None
+
+
+def _is_hopeless(tried: Tried) -> bool:
     """Whether an engine or a precision is so far behind that no other setting brings it back."""
-    if tried.reading is None or best.reading is None:
-        return tried.reading is None
-    return goal.gain(tried.reading, best.reading) < _HOPELESS
+    return tried.reading is None if tried.gain is None else tried.gain < _HOPELESS
 
 
-def best_of(tried: Sequence[Tried], goal: Goal, count: int = 1) -> list[Tried]:
-    """The best of those that were measured and keep the budget, the best first."""
-    kept = [row for row in tried if row.reading and goal.met_by(row.reading)]
-    return sorted(kept, key=lambda row: _merit(row, goal), reverse=True)[:count]
-
-
-def _merit(row: Tried, goal: Goal) -> float:
-    assert row.reading is not None
-    return row.reading.throughput if goal.kind == "throughput" else -row.reading.p50
+def best_of(tried: Sequence[Tried], goal: Goal) -> Tried | None:
+    """The last that became the best; None if it does not keep the budget, and so nothing does."""
+    leads = [row for row in tried if row.leads and row.reading and goal.met_by(row.reading)]
+    return leads[-1] if leads else None
 
 
 def verdict(row: Tried, best: Tried | None, goal: Goal) -> str:
-    """Why a row lost, in words; "" for the best."""
+    """Why a row lost, or how it led, in words; "" for a first one that leads no more."""
     if row.reading is None:
         return f"could not be served: {row.reason}"
     if not goal.met_by(row.reading):
         return f"over the budget: p99 {row.reading.p99:.3g} ms"
-    if row is best or best is None or best.reading is None:
-        return ""
-    share = goal.gain(row.reading, best.reading)
-    return f"{share:.2f} of the best" if goal.kind == "throughput" else f"{1 / share:.2f} times the best's latency"
+    if row.gain is None:
+        return "best of the search" if row is best else ""
+    gain = row.gain if goal.kind == "throughput" else 1 / row.gain
+    of = f"{gain:.2f} times the {'throughput' if goal.kind == 'throughput' else 'latency'} of the best"
+    return f"best of the search: {of} before" if row is best else f"{of} {'before' if row.leads else 'then'}"
