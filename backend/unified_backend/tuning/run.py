@@ -217,7 +217,8 @@ def _compare(servers: Servers, goal: Goal, left: Callable[[], float], tell: Call
     """The config as it is and the best of the search, in turns."""
     start, best = done.rows[0], best_of(done.rows, goal)
     if best is None or best is start:
-        done.decision = Decision(None, None, "nothing that was tried is better")
+        only = "the budget left no time to try anything else"
+        done.decision = Decision(None, None, "nothing that was tried is better" if len(done.rows) > 1 else only)
         return
     seconds = _round_seconds(done, goal)
     rounds = min(_MOST_ROUNDS, int(left() / seconds))
