@@ -23,6 +23,7 @@ from unified_backend.errors import MeasurementError, Refused
 from unified_backend.loading import ENGINES
 from unified_backend.measuring.advice import advice
 from unified_backend.measuring.compare import compare
+from unified_backend.measuring.data import require_data
 from unified_backend.measuring.inputs import parse_shapes
 from unified_backend.measuring.machine import machine, versions
 from unified_backend.measuring.perf_analyzer import find_perf_analyzer
@@ -117,6 +118,8 @@ def bench(
         _listed(instances, _count, "--instances"),
         _listed(threads, _count, "--threads"),
     )
+    if data:
+        require_data(data)
     old = read_result(against) if against else None
     write_report = _report_writer() if report else None
     for path in (out, report):
@@ -141,7 +144,8 @@ def bench(
     done = result()
     if not done.points:
         reasons = "; ".join(f"{one.what}: {one.why}" for one in done.skipped)
-        raise MeasurementError(f"nothing of {subject} was measured", reasons, "Correct what the reasons name")
+        do = "Correct what the reasons name, and give inputs with --data where they are missing"
+        raise MeasurementError(f"nothing of {subject} was measured", reasons, do)
     _finish(done, out, as_json)
     if write_report and report:
         write_report(done.to_json(), report)

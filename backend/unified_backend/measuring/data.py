@@ -12,7 +12,7 @@ from unified_backend.errors import ConfigError, Refused
 from unified_backend.samples import FixedDims, arrays_of, fitting, from_file
 from unified_backend.tensors import Array, Signature, TensorSpec
 
-__all__ = ["read_data"]
+__all__ = ["read_data", "require_data"]
 
 _MOST = 64  # samples: perf_analyzer reads all of them at each start
 _TENSORS = (".npz", ".npy", ".json")
@@ -32,11 +32,7 @@ def read_data(
     Raises:
         Refused: it is not there, is empty, or holds what does not fit the model.
     """
-    files = [path] if path.is_file() else sorted(child for child in path.rglob("*") if child.is_file())
-    files = [file for file in files if not file.name.startswith(".")]
-    if not files:
-        why = "it holds no file" if path.is_dir() else "there is no such file or folder"
-        raise Refused(f"--data {path} cannot be used", why, "Name a folder of images, or of .npz files")
+    files = require_data(path)
     tensors = [file for file in files if file.suffix in _TENSORS]
     if tensors:
         rows = [row for file in tensors[:_MOST] for row in _rows(file, signature, batched)]
@@ -52,6 +48,20 @@ def read_data(
     size = f"{layout.width} by {layout.height}"
     words = f"{_count(len(chosen), 'image')} of {path}, decoded and resized to {size} here{_more(len(files))}"
     return words, [{spec.name: layout.tensor(file, spec).reshape(layout.shape)} for file in chosen]
+
+
+def require_data(path: Path) -> list[Path]:
+    """The files in a file or folder.
+
+    Raises:
+        Refused: there are none.
+    """
+    files = [path] if path.is_file() else sorted(child for child in path.rglob("*") if child.is_file())
+    files = [file for file in files if not file.name.startswith(".")]
+    if not files:
+        why = "it holds no file" if path.is_dir() else "there is no such file or folder"
+        raise Refused(f"--data {path} cannot be used", why, "Name a folder of images, or of .npz files")
+    return files
 
 
 def _count(number: int, what: str) -> str:

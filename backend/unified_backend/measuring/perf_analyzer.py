@@ -113,11 +113,12 @@ def find_perf_analyzer() -> Path:
     return Path(found)
 
 
-def measure(tool: Path, load: Load, seconds: float, latencies: int = LATENCIES) -> Reading:
+def measure(tool: Path, load: Load, seconds: float, lengthen: bool = True) -> Reading:
     """Load the model for about `seconds`, or as long as it needs.
 
     Args:
-        latencies: that a window holds at least.
+        lengthen: measure again, for longer, where `seconds` turn out to be few for such latencies; else only where no
+            request ended in them.
 
     Raises:
         MeasurementError: perf_analyzer failed, or on a stalled machine saw no request end even in longer windows.
@@ -133,7 +134,7 @@ def measure(tool: Path, load: Load, seconds: float, latencies: int = LATENCIES) 
     for longer in (1, 3, 9):
         reading, output = _analyzed(command, longer * seconds)
         if reading:
-            enough = enough_seconds(reading.p50 / 1000, latencies)
+            enough = enough_seconds(reading.p50 / 1000) if lengthen else 0.0
             return reading if longer * seconds >= enough else _analyzed(command, enough)[0] or reading
         if not any(sign in output for sign in TOO_SHORT):
             break
@@ -144,9 +145,9 @@ def measure(tool: Path, load: Load, seconds: float, latencies: int = LATENCIES) 
     )
 
 
-def enough_seconds(latency: float, latencies: int = LATENCIES) -> float:
+def enough_seconds(latency: float) -> float:
     """How long a measurement has to last for requests that take `latency` seconds."""
-    return WINDOWS * min(latencies * latency, LONGEST_WINDOW)
+    return WINDOWS * min(LATENCIES * latency, LONGEST_WINDOW)
 
 
 def _analyzed(command: Sequence[str], seconds: float) -> tuple[Reading | None, str]:

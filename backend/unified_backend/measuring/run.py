@@ -34,7 +34,6 @@ _FREE_MEMORY = 0.3  # of the machine's, for another server to be started beside 
 _STOP_SECONDS = 3.0  # of a server, measured on a busy machine
 _TRIAL_SECONDS = 0.3
 _LONGEST_SECONDS = 60.0  # of a request: a window of perf_analyzer would see none end
-_MARGIN = 1.3  # of a latency that was foreseen: too short a measurement is repeated as a whole
 
 
 @dataclass(frozen=True)
@@ -313,9 +312,8 @@ def _overhead(one: Served, inputs: Inputs, latencies: Mapping[Point, float], too
 
 
 def _seconds(one: _Ready, point: Point, plan: Plan) -> float:
-    """How long a point is measured."""
-    needed = enough_seconds(one.latencies[point])
-    return plan.seconds if needed <= plan.seconds else max(plan.seconds, enough_seconds(_MARGIN * one.latencies[point]))
+    """How long a point is measured, in every round: what takes another while in each is hard to compare."""
+    return max(plan.seconds, enough_seconds(one.latencies[point]))
 
 
 def _cost(one: _Ready, point: Point, plan: Plan) -> float:

@@ -23,7 +23,7 @@ from unified_backend.loading import open_cache
 from unified_backend.measuring.client import Client
 from unified_backend.measuring.counts import Counts, counted
 from unified_backend.measuring.inputs import Inputs, choose_inputs
-from unified_backend.measuring.perf_analyzer import LATENCIES, Load, Reading, measure
+from unified_backend.measuring.perf_analyzer import Load, Reading, measure
 from unified_backend.measuring.result import ServedVariant
 from unified_backend.measuring.serving import serving
 from unified_backend.measuring.subjects import Subject
@@ -115,13 +115,11 @@ class Served:
             list(pool.map(ask, clients))
             return time.perf_counter() - began
 
-    def measure(
-        self, tool: Path, point: Point, inputs: Inputs, seconds: float, latencies: int = LATENCIES
-    ) -> tuple[Reading, Counts]:
+    def measure(self, tool: Path, point: Point, inputs: Inputs, seconds: float) -> tuple[Reading, Counts]:
         """One reading of a point, and what the server counted meanwhile.
 
         Args:
-            latencies: that each window of the reading holds at least.
+            seconds: that it lasts, whatever the latency turns out to be: see `enough_seconds`.
 
         Raises:
             MeasurementError: perf_analyzer saw no request end.
@@ -139,7 +137,7 @@ class Served:
             output_bytes=_output_bytes(self.config),
         )
         before = self.client.statistics()
-        reading = measure(tool, load, seconds, latencies)
+        reading = measure(tool, load, seconds, lengthen=False)
         names = [model.name for model in self.subject.models] if self.subject else [self.name]
         return reading, counted(before, self.client.statistics(), names, self._instances)
 

@@ -1,0 +1,179 @@
+"""`triton-unified bench` with a real Triton and a real perf_analyzer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from helpers import COMMAND, SHM, Triton, wait_until
+from models import parsed
+from photographs import photographs
+from pipelines import write_pipeline
+
+MODEL = parsed(
+    "g (float[N,3,16,16] image) => (float[N,3] mean) { pooled = GlobalAveragePool (image)  mean = Flatten (pooled) }"
+)
+BRIEF = ("--duration", "0.3", "--rounds", "2")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the cache that these tests share, and what they save."""
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def model(home: Path) -> Path:
+    folder = home / "models" / "mean"
+    (folder / "1").mkdir(parents=True)
+    onnx.save(MODEL, folder / "1" / "mean.onnx")
+    (folder / "config.pbtxt").write_text('backend: "unified"\nmax_batch_size: 4\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(home: Path, model: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The model with two engines and one that this host has not, and where that was saved."""
+    out = home / "mean.json"
+    engines = ("--engines", "onnxruntime,openvino,mnn")
+    return out, bench(home, model, *engines, "--concurrency", "1,2", "--batch", "1,8", *BRIEF, "--out", out)
+
+
+def bench(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [COMMAND, "bench", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env=environment(home),
+    )
+
+
+def environment(home: Path) -> Mapping[str, str]:
+    return {**os.environ, "TRITON_UNIFIED_CACHE": str(home / "cache")}
+
+
+def saved(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def test_engines_are_measured_in_turns_and_one_that_is_not_possible_is_skipped(
+    measured: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, done = measured
+    assert done.returncode == 0, done.stderr
+    result = saved(out)
+    places = {(point["variant"], point["batch"], point["concurrency"]) for point in result["points"]}
+    assert places == {(engine, 1, count) for engine in ("onnxruntime x1", "openvino x1") for count in (1, 2)}
+    for point in result["points"]:
+        assert [reading["throughput"] > 0 for reading in point["rounds"]] == [True, True]
+        assert point["parts"].keys() >= {"queue", "infer"}
+        assert 0 < point["busy"] <= 1
+    onnxruntime, openvino = result["variants"]
+    assert (onnxruntime["engine"], openvino["engine"]) == ("onnxruntime", "openvino")
+    assert openvino["verified"][0]["compared_with"] == "onnxruntime"
+    assert openvino["memory_bytes"] > 10e6
+    assert onnxruntime["max_batch_size"] == 4
+    reasons = {one["what"]: one["why"] for one in result["skipped"]}
+    assert reasons["onnxruntime x1 batch 8"] == "the model's max_batch_size is 4"
+    assert "it takes mnn, and no onnx" in reasons["mnn x1"]
+    assert "skipped: mnn x1: mean/1: no engine takes the model" in done.stdout
+    assert "estimate: about" in done.stderr
+
+
+def test_a_result_is_compared_with_an_earlier_one(
+    home: Path, model: Path, measured: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    values = saved(measured[0])
+    for point in values["points"]:
+        for reading in point["rounds"]:
+            reading["throughput"] *= 1000
+    values["inputs"] = "photographs"
+    (home / "old.json").write_text(json.dumps(values))
+    options = ("--engines", "onnxruntime", "--concurrency", "1", *BRIEF)
+    done = bench(home, model, *options, "--compare", home / "old.json", "--fail-if-slower")
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("differs: inputs: photographs before") for line in lines)
+    assert any(line.startswith("compared: 1 points: 1 slower") for line in lines)
+
+
+def test_a_pipeline_is_measured_as_an_ensemble_and_fused(home: Path) -> None:
+    (home / "sums").mkdir()
+    definition = write_pipeline(home / "sums")
+    done = bench(home, definition, "--concurrency", "2", "--duration", "0.3", "--rounds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["subject"] == {"name": "sums", "kind": "pipeline", "models": ["sums"]}
+    ensemble, fused = result["points"]
+    assert (ensemble["variant"], fused["variant"]) == ("ensemble", "fused")
+    assert {step["model"] for step in ensemble["steps"]} >= {"sums_make", "add", "sums_join"}
+    assert "steps" not in fused
+    assert not result["skipped"]
+
+
+def test_a_running_server_is_measured_with_images(triton: Triton, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("astronaut", "chelsea"):
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(photographs()[name])
+    options = ("--data", tmp_path / "photos", "--concurrency", "1", "--duration", "0.3", "--rounds", "1", "--json")
+    with triton.serving("pictures", {"1/m.onnx": MODEL.SerializeToString()}) as name:
+        done = bench(tmp_path, name, "--url", f"http://{triton.url}", "--protocol", "http", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [point["variant"] for point in result["points"]] == ["as served"]
+    assert result["inputs"] == f"2 images of {tmp_path / 'photos'}, decoded and resized to 16 by 16 here"
+
+
+def test_what_was_measured_before_an_interruption_is_saved_and_shown(home: Path, model: Path) -> None:
+    out, log = home / "interrupted.json", home / "interrupted.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [COMMAND, "bench", model, "--engines", "onnxruntime", "--duration", "0.3", "--rounds", "500", "--out", out],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(home),
+        )
+    wait_until(lambda: log.read_text().count("measured:") >= 2 or process.poll() is not None, 120, "two readings")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    assert len(saved(out)["points"][0]["rounds"]) >= 1
+    assert "interrupted: this is what was measured so far" in log.read_text()
+    assert not list(SHM.glob(f"triton_unified_{process.pid}_*"))
+
+
+def test_nothing_measured_is_a_failure_that_says_why(home: Path, model: Path) -> None:
+    done = bench(home, model, "--engines", "mnn", *BRIEF)
+    assert done.returncode == 1
+    assert "nothing of" in done.stderr
+    assert "it takes mnn, and no onnx" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engines", "fast"], '"fast" is none of auto'),
+        (["--batch", "0"], '"0" is no number from 1'),
+        (["--compare", "pyproject.toml"], "pyproject.toml is no result of bench"),
+        (["--out", "nowhere/bench.json"], "there is no such folder"),
+        (["--url", "localhost:1", "--instances", "2"], "--url leaves nothing to choose"),
+        (["--data", "nowhere"], "there is no such file or folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_served(
+    home: Path, model: Path, options: list[str], said: str
+) -> None:
+    done = bench(home, model, *options)
+    assert done.returncode == 2, done.stdout
+    assert said in done.stderr
+    assert "loading" not in done.stderr

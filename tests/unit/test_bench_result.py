@@ -1,0 +1,55 @@
+"""The JSON of `bench`: written, read back, and refused where it is something else."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from measured import point, result
+from unified_backend.errors import Refused
+from unified_backend.measuring.perf_analyzer import Reading
+from unified_backend.measuring.result import PointResult, Skipped, read_result, spread
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    made = result([point("auto x1", [100, 103, 98], busy=0.5)], skipped=[Skipped("tensorrt x1", "no driver")])
+    made = made.with_advice(["do this"])
+    made.write(tmp_path / "bench.json")
+    again = read_result(tmp_path / "bench.json")
+    assert again.to_json() == made.to_json()
+    values = json.loads((tmp_path / "bench.json").read_text())
+    assert values["schema"] == 1
+    assert values["points"][0]["throughput"] == {"median": 100, "low": 99, "high": 101.5}
+    assert values["skipped"] == [{"what": "tensorrt x1", "why": "no driver"}]
+
+
+def test_the_spread_of_rounds_is_their_quartiles() -> None:
+    assert (spread([4.0]).low, spread([4.0]).high) == (4.0, 4.0)
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]).low == 2.0
+
+
+def test_numbers_that_are_none_are_null_in_json(tmp_path: Path) -> None:
+    made = result([PointResult("auto x1", 1, 1, [Reading(10.0, 1.0, 2.0)])])  # no p90
+    made.write(tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text())["points"][0]["rounds"][0]["p90"] is None
+    assert math.isnan(read_result(tmp_path / "bench.json").points[0].rounds[0].p90)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("no json", "it is not JSON"),
+        ("[1]", 'it has no "schema"'),
+        ('{"schema": 7}', "its schema is 7, and this version reads 1"),
+        ('{"schema": 1}', "it has no 'variants'"),
+        ('{"schema": 1, "variants": 3, "points": [], "skipped": []}', "bench.json is no whole result"),
+    ],
+)
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path, content: str, why: str) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(content)
+    with pytest.raises(Refused, match=r"bench\.json") as refused:
+        read_result(path)
+    assert why in str(refused.value)
