@@ -24,8 +24,16 @@ from unified_backend.measuring.subjects import Subject
 from unified_backend.tuning.comparing import LEAST_ROUNDS, Compared, Decision, decide
 from unified_backend.tuning.search import Goal, Tried, best_of, search
 from unified_backend.tuning.served_point import loaded
-from unified_backend.tuning.servers import COMPARING, SEARCHING, STOP_SECONDS, Servers, reading_seconds
+from unified_backend.tuning.servers import (
+    COMPARING,
+    SEARCHING,
+    STOP_SECONDS,
+    Servers,
+    measured_seconds,
+    reading_seconds,
+)
 from unified_backend.tuning.space import Point, Space
+from unified_backend.tuning.timing import COMPARING, SEARCHING, measured_seconds, reading_seconds
 
 __all__ = ["Options", "Run", "run", "short"]
 
@@ -74,6 +82,15 @@ class Run:
     began: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class _Load:
+    """Requests in flight to begin with, and at most, and the milliseconds of one that is alone."""
+
+    first: int
+    most: int
+    alone: float
+
+
 def run(subject: Subject, options: Options, folder: Path, tool: Path, tell: Callable[[str], None], done: Run) -> None:
     """Search within the budget, compare, decide.
 
@@ -100,7 +117,7 @@ def run(subject: Subject, options: Options, folder: Path, tool: Path, tell: Call
         load = _load(options, space, servers.base, alone)
         tell(f"{short(servers.base)}; a request alone takes {alone:.3g} ms; inputs: {done.inputs}")
         _search(servers, options, space, load, left, tell, done)
-        _compare(servers, options.goal, left, tell, done)
+        _compare(servers, options, left, tell, done)
 
 
 def _space(subject: Subject, options: Options, servers: Servers, passed_over: dict[str, str]) -> Space:
@@ -135,26 +152,23 @@ def _space(subject: Subject, options: Options, servers: Servers, passed_over: di
     )
 
 
-def _load(options: Options, space: Space, base: Point, alone: float) -> tuple[int, int]:
-    """Requests in flight to begin with, and at most.
-
-    Args:
-        alone: milliseconds of a request that is alone.
-    """
+def _load(options: Options, space: Space, base: Point, alone: float) -> _Load:
+    """Enough requests to fill the batches of the config as it is, unless the model is slow, or its budget short."""
     if options.concurrency or space.alone:
         count = options.concurrency or 1
-        return count, count
+        return _Load(count, count, alone)
     side_by_side = 2 * (4 if space.gpu else space.cores)
     batches = 2 * max(1, base.max_batch_size)
     wait = options.goal.p99 / 2 if options.goal.p99 else _HORIZON
-    return max(side_by_side if not options.goal.p99 else 1, min(batches, int(wait / alone))), 2 * batches
+    least = 1 if options.goal.p99 else side_by_side
+    return _Load(max(least, min(batches, int(wait / alone))), 2 * batches, alone)
 
 
 def _search(
     servers: Servers,
     options: Options,
     space: Space,
-    load: tuple[int, int],
+    load: _Load,
     left: Callable[[], float],
     tell: Callable[[str], None],
     done: Run,
@@ -169,7 +183,7 @@ def _search(
             servers.keep(tried.point)
         is_first = len(done.rows) == 1
         cost = time.monotonic() - began + (servers.point_seconds() if is_first else 0.0)
-        reserve = LEAST_ROUNDS * _round_seconds(done, goal)
+        reserve = LEAST_ROUNDS * _round_seconds(done, options)
         if is_first:
             count = max(0, int((left() - reserve) / cost))
             tell(
@@ -183,19 +197,18 @@ def _search(
 
 
 def _tried(
-    servers: Servers, options: Options, load: tuple[int, int], point: Point, best: Tried | None
+    servers: Servers, options: Options, load: _Load, point: Point, best: Tried | None
 ) -> tuple[Tried, Tried | None]:
-    """A point, measured under the load that is best for it, and the best so far again.
-
-    Args:
-        load: requests in flight to begin with, and at most.
-    """
+    """A point, measured under the load that is best for it, and the best so far again."""
 
     def measure(concurrency: int) -> Reading:
-        return servers.measure(point, concurrency, SEARCHING)
+        expected = concurrency * load.alone
+        if best and best.reading:
+            expected = best.reading.p50 * concurrency / best.concurrency
+        return servers.measure(point, concurrency, measured_seconds(expected, SEARCHING, options.budget))
 
     try:
-        tried = loaded(point, options.goal, *load, options.concurrency is None, measure)
+        tried = loaded(point, options.goal, load.first, load.most, options.concurrency is None, measure)
     except MeasurementError as error:
         if best is None:
             raise
@@ -203,24 +216,28 @@ def _tried(
         return Tried(point, reason="; ".join(reasons)), best
     if best is None or best.reading is None:
         return tried, best
-    again = servers.measure(best.point, best.concurrency, SEARCHING)
+    seconds = measured_seconds(best.reading.p50, SEARCHING, options.budget)
+    again = servers.measure(best.point, best.concurrency, seconds)
     return tried, dataclasses.replace(best, reading=again)
 
 
-def _round_seconds(done: Run, goal: Goal) -> float:
+def _round_seconds(done: Run, options: Options) -> float:
     """Of one round of the comparison."""
-    compared = (done.rows[0], best_of(done.rows, goal) or done.rows[0])
-    return sum(reading_seconds(row.reading.p50, COMPARING) for row in compared if row.reading)
+    compared = (done.rows[0], best_of(done.rows, options.goal) or done.rows[0])
+    return sum(reading_seconds(row.reading.p50, COMPARING, options.budget) for row in compared if row.reading)
 
 
-def _compare(servers: Servers, goal: Goal, left: Callable[[], float], tell: Callable[[str], None], done: Run) -> None:
+def _compare(
+    servers: Servers, options: Options, left: Callable[[], float], tell: Callable[[str], None], done: Run
+) -> None:
     """The config as it is and the best of the search, in turns."""
+    goal = options.goal
     start, best = done.rows[0], best_of(done.rows, goal)
     if best is None or best is start:
         only = "the budget left no time to try anything else"
         done.decision = Decision(None, None, "nothing that was tried is better" if len(done.rows) > 1 else only)
         return
-    seconds = _round_seconds(done, goal)
+    seconds = _round_seconds(done, options)
     rounds = min(_MOST_ROUNDS, int(left() / seconds))
     tell(f"comparing with {short(best.point)}: {rounds} rounds, about {rounds * seconds:.0f} s")
     readings: dict[Point, list[Reading]] = {start.point: [], best.point: []}
@@ -228,7 +245,8 @@ def _compare(servers: Servers, goal: Goal, left: Callable[[], float], tell: Call
         if left() < 0.9 * seconds:
             break
         for row in (start, best) if turn % 2 else (best, start):  # none always runs behind the other
-            readings[row.point].append(servers.measure(row.point, row.concurrency, COMPARING))
+            length = measured_seconds(row.reading.p50 if row.reading else 0.0, COMPARING, options.budget)
+            readings[row.point].append(servers.measure(row.point, row.concurrency, length))
         done.compared = [Compared(row.point, row.concurrency, tuple(readings[row.point])) for row in (start, best)]
     if done.compared:
         done.decision = decide(done.compared[0], done.compared[1], goal)

@@ -13,7 +13,7 @@ from unified_backend.errors import MeasurementError
 from unified_backend.forms.reference import ENGINES
 from unified_backend.gpus import gpu_of
 from unified_backend.measuring.inputs import Inputs
-from unified_backend.measuring.perf_analyzer import LASTS, STARTUP_SECONDS, Reading, enough_seconds
+from unified_backend.measuring.perf_analyzer import Reading
 from unified_backend.measuring.served import Point as Load
 from unified_backend.measuring.served import Served, served
 from unified_backend.measuring.subjects import Subject
@@ -21,13 +21,9 @@ from unified_backend.measuring.variants import Variant
 from unified_backend.tuning.served_point import point_of, variant_of
 from unified_backend.tuning.space import Point
 
-__all__ = ["COMPARING", "SEARCHING", "STOP_SECONDS", "Servers", "reading_seconds"]
+__all__ = ["STOP_SECONDS", "Servers"]
 
-# Latencies in a window. Short ones miss a share of a slow model's requests, much the same one at every point: enough to
-# search, and twice as long to compare.
-SEARCHING, COMPARING = 8, 16
 STOP_SECONDS = 3.0  # of a server, measured on a busy machine
-_SECONDS = 2.0  # of a reading of a quick model
 
 
 class Servers(contextlib.AbstractContextManager["Servers"]):
@@ -74,15 +70,18 @@ class Servers(contextlib.AbstractContextManager["Servers"]):
         self.default.ask(self.inputs, 1)
         return 1e3 * min(self.default.ask(self.inputs, 1) for _ in range(3))
 
-    def measure(self, point: Point, concurrency: int, latencies: int) -> Reading:
+    def measure(self, point: Point, concurrency: int, seconds: float) -> Reading:
         """One reading; the point's server is started if it is not up, and the last one stopped that is not kept.
+
+        Args:
+            seconds: that perf_analyzer is told to measure.
 
         Raises:
             NotLoadedError: the model does not load so.
             MeasurementError: it does not answer, or the engine cannot be used here.
         """
         one = self._served(point)
-        reading, _ = one.measure(self._tool, Load(1, concurrency), self.inputs, _SECONDS, latencies)
+        reading, _ = one.measure(self._tool, Load(1, concurrency), self.inputs, seconds)
         return reading
 
     def keep(self, point: Point) -> None:
@@ -123,12 +122,3 @@ class Servers(contextlib.AbstractContextManager["Servers"]):
 
     def __exit__(self, *_: object) -> None:
         self._close(list(self._open))
-
-
-def reading_seconds(latency: float, latencies: int) -> float:
-    """How long a reading takes.
-
-    Args:
-        latency: of a request, in milliseconds.
-    """
-    return LASTS * max(_SECONDS, enough_seconds(latency / 1e3, latencies)) + STARTUP_SECONDS
