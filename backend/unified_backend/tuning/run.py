@@ -24,14 +24,7 @@ from unified_backend.measuring.subjects import Subject
 from unified_backend.tuning.comparing import LEAST_ROUNDS, Compared, Decision, decide
 from unified_backend.tuning.search import Goal, Tried, best_of, search
 from unified_backend.tuning.served_point import loaded
-from unified_backend.tuning.servers import (
-    COMPARING,
-    SEARCHING,
-    STOP_SECONDS,
-    Servers,
-    measured_seconds,
-    reading_seconds,
-)
+from unified_backend.tuning.servers import STOP_SECONDS, Servers
 from unified_backend.tuning.space import Point, Space
 from unified_backend.tuning.timing import COMPARING, SEARCHING, measured_seconds, reading_seconds
 
