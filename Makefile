@@ -1,6 +1,6 @@
 # Everything a contributor runs. `make setup` is quick when nothing changed, so each target simply asks for it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint lock clean
+.PHONY: help setup demo serve test lint docs lock clean
 
 VENV := .venv/bin
 ARGS ?=
@@ -27,6 +27,10 @@ lint: setup ## ruff, mypy, shellcheck and hadolint
 	@$(VENV)/mypy
 	@$(VENV)/shellcheck scripts/*.sh .ci/run
 	@$(VENV)/hadolint Dockerfile
+
+docs: setup ## the documentation as a site in build/site, which needs no server and no network
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --quiet --strict
+	@echo "docs: build/site/index.html"
 
 lock: ## resolve the dependencies again (ARGS=--upgrade for newer versions)
 	@scripts/lock.sh $(ARGS)

@@ -1,9 +1,10 @@
-"""Which models of which formats are served, and at what cost: the table of the README, from a run of the tests.
+"""Which models of which formats are served, and at what cost: two tables, from one run of the tests.
 
     python benchmarks/formats.py
 
 Runs the tests that serve models of other formats than ONNX on a real server, and writes what the servers logged of each
-conversion between the two marks in README.md. Seconds are this machine's; error and memory are anyone's.
+conversion between the two marks in docs/reference/measured.md, and the sum of it, one row a format, between those in
+README.md. Seconds are this machine's; error and memory are anyone's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+EVERY_MODEL, EVERY_FORMAT = ROOT / "docs/reference/measured.md", ROOT / "README.md"
 TESTS = ("test_tensorflow_family", "test_torch", "test_torch_real", "test_mxnet", "test_trees", "test_paddle")
 BEGIN, END = "<!-- what benchmarks/formats.py wrote -->", "<!-- until here -->"
 
@@ -50,16 +51,16 @@ class Row:
 
 
 def main() -> int:
-    """Run the tests and write the table; the exit code of the tests."""
+    """Run the tests and write the tables; the exit code of the tests."""
     with tempfile.TemporaryDirectory() as folder:
         files = [f"tests/server/{name}.py" for name in TESTS]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/run", *files]
         done = subprocess.run([*command, "-o", "tmp_path_retention_policy=all"], cwd=ROOT, check=False)
         if done.returncode == 0:
             rows = sorted({row for log in Path(folder).rglob("triton-*.log") for row in _rows(log.read_text())})
-            text = README.read_text()
-            before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-            README.write_text(f"{before}{BEGIN}\n{_table(rows)}{END}{after}")
+            for page, table in ((EVERY_MODEL, every_model(rows)), (EVERY_FORMAT, every_format(rows))):
+                before, _, rest = page.read_text().partition(BEGIN)
+                page.write_text(f"{before}{BEGIN}\n{table}{END}{rest.partition(END)[2]}")
     return done.returncode
 
 
@@ -82,10 +83,46 @@ def _rows(log: str) -> Iterator[Row]:
             )
 
 
-def _table(rows: list[Row]) -> str:
+def every_model(rows: list[Row]) -> str:
+    """One row a model and way."""
     head = ("format", "model", "way", "seconds", "peak MB", "compared with", "max abs error", "batch", "engine")
-    lines = [head, ("---",) * len(head), *(vars(row).values() for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _table([head, *(tuple(vars(row).values()) for row in rows)])
+
+
+def read(table: str) -> list[Row]:
+    """The rows that `every_model` wrote."""
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][2:]
+    return [Row(*(cell.strip() for cell in line)) for line in lines]
+
+
+def every_format(rows: list[Row]) -> str:
+    """One row a format: the ways together, the range of seconds, the largest memory and error."""
+    lines = [
+        ("format", "models", "as it is, by", "converted in, served by", "compared with", "max abs error", "s", "MB")
+    ]
+    for form in dict.fromkeys(row.form for row in rows):
+        of = [row for row in rows if row.form == form]
+        converted = [row for row in of if row.seconds]
+        judges = dict.fromkeys(row.reference for row in sorted(of, key=lambda row: not row.seconds))
+        seconds = sorted(float(row.seconds) for row in converted)
+        errors = [row.error for row in of if row.error]
+        lines.append(
+            (
+                form,
+                str(len({row.model for row in of})),
+                ", ".join(sorted({row.engine for row in of if not row.seconds})),
+                ", ".join(sorted({f"{row.way[11:-1]}: {row.engine}" for row in converted})),
+                ", ".join([name for name in judges if name not in _NO_JUDGE][:1]) or "itself alone",
+                max(errors, key=float, default=""),
+                " to ".join(dict.fromkeys(str(one) for one in (*seconds[:1], *seconds[-1:]))),
+                max((row.peak for row in converted), key=int, default=""),
+            )
+        )
+    return _table(lines)
+
+
+def _table(lines: list[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], ("---",) * len(lines[0]), *lines[1:]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What simplifying a model gains each engine: the table of the README's graph optimisation.
+"""What simplifying a model gains each engine: the table of docs/tasks/speed.md.
 
     python benchmarks/graph.py
 

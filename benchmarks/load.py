@@ -3,7 +3,7 @@
     python benchmarks/load.py --models ocr_recognition --rounds 5
 
 Each load is a process of its own and ends with a model that is warm, as an instance in the server. Ratios are of loads
-a few seconds apart, so that they hold on a busy machine too. Exits with 1 if a promise of the README is broken.
+a few seconds apart, so that they hold on a busy machine too. Exits with 1 if a promise of the documentation is broken.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Every figure is a ratio of two measurements taken seconds apart, so that it holds on a busy machine too. Each round has
 a server of its own: where an instance's memory happens to lie is worth up to a fifth, for as long as it lives. Exits
-with 1 if a promise of the README is broken.
+with 1 if a promise of the documentation is broken.
 """
 
 from __future__ import annotations

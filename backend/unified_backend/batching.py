@@ -14,7 +14,7 @@ from unified_backend.errors import EngineError, RequestError
 from unified_backend.samples import FixedDims, Recipe, recipes
 from unified_backend.tensors import ROWS, Array, Signature, TensorSpec
 
-__all__ = ["RECIPE", "Batching", "Verdict", "prove_batching"]
+__all__ = ["RECIPE", "Batching", "Verdict", "batching_by_shapes", "prove_batching"]
 
 RECIPE = 1  # part of the proof's key: raised when the same model would be judged otherwise
 # Kernels may sum in another order at another batch size; the largest difference accepted, relative to the largest
@@ -81,6 +81,13 @@ def prove_batching(runner: Runner, fixed: FixedDims) -> Batching:
     if obstacle is None and _one_symbol(signature):
         return Batching(Verdict.UNPROVEN, f"no sample input ran: {refusal}")
     return Batching(Verdict.IMPOSSIBLE, obstacle or f"no sample input ran, so it is not shown: {refusal}")
+
+
+def batching_by_shapes(signature: Signature) -> Batching:
+    """What the shapes alone say, before any run."""
+    if obstacle := _obstacle(signature):
+        return Batching(Verdict.IMPOSSIBLE, obstacle)
+    return Batching(Verdict.UNPROVEN, "no run has proven it yet")
 
 
 def _obstacle(signature: Signature) -> str | None:

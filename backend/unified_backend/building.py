@@ -1,53 +1,31 @@
 """Fills the cache ahead of time: each model version is loaded in a process of its own, so that a crash is a result.
 
-`python -m unified_backend.building MODEL_DIR VERSION` is that process; it prints one JSON object.
+`python -m unified_backend.building MODEL_DIR VERSION` is that process; see `processes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import os
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
-import unified_backend
-from unified_backend import ahead, logs
+from unified_backend import ahead
 from unified_backend.cache import Cache
 from unified_backend.errors import CacheError, ConfigError, Refused, UnifiedError
 from unified_backend.gpus import gpu_of
 from unified_backend.loading import open_cache
 from unified_backend.models import describe, load
 from unified_backend.pbtxt import gives_max_batch_size
+from unified_backend.processes import Ended, Target, answer, each_apart
 from unified_backend.repository import backend_of, our_config, version_folder, versions
 from unified_backend.server.preflight import model_folders
-from unified_backend.stopping import clean_up_when_stopped
 
-__all__ = ["Outcome", "Target", "build", "targets"]
+__all__ = ["Outcome", "Target", "build", "config_to_build", "require_kept", "targets"]
 
 _REQUIRE_CACHED = "TRITON_UNIFIED_REQUIRE_CACHED"
-_REPORT_SECONDS = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One version of a model of this backend."""
-
-    model_dir: Path
-    version: int
-
-    @property
-    def label(self) -> str:
-        """`model/version`."""
-        return f"{self.model_dir.name}/{self.version}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,79 +96,21 @@ def build(wanted: Sequence[Target], jobs: int, device: str | None = None) -> Ite
     Returns:
         each outcome as it comes, and every ten seconds in which there is none, the targets that are being loaded.
     """
-    with ThreadPoolExecutor(jobs) as pool:
-        running: dict[Target, subprocess.Popen[str]] = {}
-        stopped = threading.Event()
-        pending = {pool.submit(_build_one, target, device, running, stopped) for target in wanted}
-        try:
-            while pending:
-                done, pending = wait(pending, _REPORT_SECONDS, FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-                if not done:
-                    yield sorted(running, key=lambda target: target.label)
-        finally:
-            stopped.set()
-            _cancel(pending, running)
+    for step in each_apart(wanted, jobs, "unified_backend.building", lambda _: [device] if device else []):
+        yield _outcome(step) if isinstance(step, Ended) else step
 
 
-def _cancel(pending: set[Future[Outcome]], running: Mapping[Target, subprocess.Popen[str]]) -> None:
-    for future in pending:
-        future.cancel()
-    for child in list(running.values()):
-        child.terminate()
-
-
-def _build_one(
-    target: Target, device: str | None, running: dict[Target, subprocess.Popen[str]], stopped: threading.Event
-) -> Outcome:
-    began = time.monotonic()
-    # -P: what lies in the current directory is not what is imported.
-    command = [sys.executable, "-P", "-m", "unified_backend.building", str(target.model_dir), str(target.version)]
-    command += [device] if device else []
-    package = str(Path(unified_backend.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    running[target] = child
-    if stopped.is_set():
-        child.terminate()
-    stdout, stderr = child.communicate()
-    del running[target]
-    outcome = _outcome(target, subprocess.CompletedProcess(command, child.returncode, stdout, stderr))
-    return dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 3), log=stderr)
-
-
-def _outcome(target: Target, child: subprocess.CompletedProcess[str]) -> Outcome:
-    try:
-        result = json.loads(child.stdout)
-    except ValueError:
-        return Outcome(target.model_dir.name, target.version, "failed", _death(child))
-    return Outcome(target.model_dir.name, target.version, **result)
-
-
-def _death(child: subprocess.CompletedProcess[str]) -> str:
-    """How a process ended that left no result."""
-    code = child.returncode
-    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-    last = next((line for line in reversed(child.stderr.splitlines()) if line.strip()), "")
-    return f"its process {how}" + (f": {last.strip()}" if last else "")
+def _outcome(ended: Ended) -> Outcome:
+    name, version = ended.target.model_dir.name, ended.target.version
+    result = ended.result or {"status": "failed", "reason": ended.reason}
+    return Outcome(name, version, **result, seconds=ended.seconds, log=ended.log)
 
 
 def _result(target: Target, device: str | None) -> dict[str, Any]:
     """Do what a load does, up to a loaded engine; fields of an Outcome."""
     label, folder = version_folder(target.model_dir, target.version)
     try:
-        config = our_config(label, target.model_dir)
-        # What must be there when a server starts is made here.
-        for name in ("require_cached", "build"):
-            (config.get("parameters") or {}).pop(name, None)
+        config = config_to_build(label, target.model_dir)
         given = gives_max_batch_size(target.model_dir / "config.pbtxt")
         with open_cache() as cache:
             if gpu := ahead.target(device) if device else None:
@@ -200,7 +120,7 @@ def _result(target: Target, device: str | None) -> dict[str, Any]:
                 loaded = load(describe(label, folder, config, cache, given, gpu_of(config)), cache)
                 loaded.runner.close()
                 described, reason = loaded.described, f"{loaded.engine}: {loaded.reason}"
-            _require_kept(label, cache, described.report.entries)
+            require_kept(label, cache, described.report.entries)
     except UnifiedError as error:
         return {"status": "failed", "reason": str(error)}
     report = described.report
@@ -213,7 +133,20 @@ def _result(target: Target, device: str | None) -> dict[str, Any]:
     }
 
 
-def _require_kept(label: str, cache: Cache, entries: Sequence[str]) -> None:
+def config_to_build(label: str, model_dir: Path) -> dict[str, Any]:
+    """The config of a model, as one that may be built: what must be there when a server starts is made here.
+
+    Raises:
+        ConfigError: it does not parse, or is not a config for this backend and this folder.
+    """
+    config = our_config(label, model_dir)
+    for name in ("require_cached", "build"):
+        (config.get("parameters") or {}).pop(name, None)
+    os.environ.pop(_REQUIRE_CACHED, None)
+    return config
+
+
+def require_kept(label: str, cache: Cache, entries: Sequence[str]) -> None:
     """
     Raises:
         CacheError: what was built served this process only.
@@ -228,14 +161,7 @@ def _require_kept(label: str, cache: Cache, entries: Sequence[str]) -> None:
 
 
 def _main(model_dir: str, version: str, device: str | None = None) -> None:
-    clean_up_when_stopped()
-    # The result goes where libraries that print cannot reach.
-    results = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    os.environ.pop(_REQUIRE_CACHED, None)
-    logs.to_standard_error(logging.WARNING)
-    with results:
-        json.dump(_result(Target(Path(model_dir), int(version)), device), results)
+    answer(lambda: _result(Target(Path(model_dir), int(version)), device))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from unified_backend.engines.sessions import runtime_version
 from unified_backend.errors import ConversionError, Refused, SourceError, ToolchainError, VerificationError
 from unified_backend.exports.export import export, require_engine
 from unified_backend.exports.form import Form
-from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.formats import Source, find_source
 from unified_backend.formats.description import Description
-from unified_backend.formats.onnx import read_model
+from unified_backend.formats.onnx import files_as, read_model
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.forms.converted import converted
 from unified_backend.forms.foreign import foreign
@@ -92,7 +92,7 @@ def convert(
         # An earlier conversion's model beside this one's failure would be taken for its result.
         _write(out, {}, {"source": source.name, "verified": [], "passed": False, "failure": str(error)})
         raise
-    _write(out, _files(path) if form.to == "onnx" and _kept(report, settings) else {}, report)
+    _write(out, files_as(path, MODEL) if form.to == "onnx" and _kept(report, settings) else {}, report)
     return report
 
 
@@ -210,7 +210,7 @@ def write_folder(out: Path, model: Path, report: Mapping[str, Any]) -> None:
         Refused: the disk is full, or the folder cannot be written.
         SourceError: the model's data has the name of the model that is written.
     """
-    _write(out, _files(model), report)
+    _write(out, files_as(model, MODEL), report)
 
 
 def _write(out: Path, files: Mapping[str, Path], report: Mapping[str, Any]) -> None:
@@ -235,15 +235,3 @@ def _write(out: Path, files: Mapping[str, Path], report: Mapping[str, Any]) -> N
         raise Refused(
             f"{out} cannot be written", error.strerror or str(error), "Name a folder that can be, or make room"
         ) from None
-
-
-def _files(model: Path) -> dict[str, Path]:
-    """Name in the folder -> file; external data under the name that the model has for it."""
-    companions: Sequence[str] = FORMATS["onnx"].companions(model)
-    if MODEL in companions:
-        raise SourceError(
-            f"{model.name} has its external data in {MODEL}",
-            "the model itself is to be written under that name",
-            "Export it again with another name for its data",
-        )
-    return {MODEL: model, **{name: model.parent / name for name in companions}}

@@ -22,6 +22,7 @@ __all__ = [
     "ToolchainError",
     "UnifiedError",
     "VerificationError",
+    "one_line",
     "printable",
 ]
 
@@ -36,6 +37,11 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace").decode()
+
+
+def one_line(text: str) -> str:
+    """Text that others may have made, as it may go to a terminal or a page: no line breaks, no escape codes."""
+    return "".join(letter if letter.isprintable() else " " for letter in printable(text))
 
 
 class UnifiedError(Exception):

@@ -51,9 +51,10 @@ def gives_max_batch_size(config: Path) -> bool:
     return re.search(r"^[^#\n]*\bmax_batch_size\s*:", text, re.MULTILINE) is not None
 
 
-def to_pbtxt(config: Mapping[str, Any]) -> str:
+def to_pbtxt(config: Mapping[str, Any], one_line: bool = False) -> str:
     """The config as text that can be pasted into config.pbtxt."""
-    return str(text_format.MessageToString(json_format.ParseDict(config, _message())))
+    message = json_format.ParseDict(config, _message())
+    return str(text_format.MessageToString(message, as_one_line=one_line, use_short_repeated_primitives=one_line))
 
 
 def to_lines(config: Mapping[str, Any]) -> list[str]:

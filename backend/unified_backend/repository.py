@@ -15,9 +15,11 @@ __all__ = [
     "chosen_filename",
     "completed_by_core",
     "ensemble_steps",
+    "is_ours",
     "our_config",
     "parameters",
     "parameters_of",
+    "served_versions",
     "version_folder",
     "versions",
 ]
@@ -28,6 +30,17 @@ _PACKAGE = b"unified_backend"  # what this package's model.py, and no other one,
 def versions(model_dir: Path) -> list[int]:
     """The versions in a model's folder, ascending."""
     return sorted(int(child.name) for child in model_dir.iterdir() if child.is_dir() and child.name.isdecimal())
+
+
+def served_versions(model_dir: Path, config: Mapping[str, Any]) -> list[int]:
+    """The versions of a model that its version policy has served, ascending; by default the latest alone."""
+    there, policy = versions(model_dir), config.get("version_policy") or {}
+    if "all" in policy:
+        return there
+    if "specific" in policy:
+        wanted = {int(number) for number in policy["specific"].get("versions") or []}
+        return [number for number in there if number in wanted]
+    return there[-int((policy.get("latest") or {}).get("num_versions") or 1) :]
 
 
 def version_folder(model_dir: Path, wanted: int | None) -> tuple[str, Path]:
@@ -67,7 +80,7 @@ def our_config(label: str, model_dir: Path) -> dict[str, Any]:
             "Triton wants the folder's name there",
             f'Write `name: "{model_dir.name}"`, or leave the line out',
         )
-    if _is_ours(model_dir, config):
+    if is_ours(model_dir, config):
         return config
     for field in ("backend", "platform"):
         if config.get(field):
@@ -83,7 +96,7 @@ def our_config(label: str, model_dir: Path) -> dict[str, Any]:
     )
 
 
-def _is_ours(model_dir: Path, config: Mapping[str, Any]) -> bool:
+def is_ours(model_dir: Path, config: Mapping[str, Any]) -> bool:
     """Whether this backend gets a model: named so, or by this package's model.py under Triton's Python backend."""
     if config.get("backend") != "python":
         return config.get("backend") == "unified"

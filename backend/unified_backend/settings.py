@@ -28,13 +28,14 @@ from unified_backend.values import (
     words,
 )
 
-__all__ = ["PRECISIONS", "Settings", "is_session_option", "read_settings"]
+__all__ = ["FIELDS", "PRECISIONS", "Settings", "is_session_option", "parameter_parsers", "read_settings"]
 
 logger = logging.getLogger(__name__)
 
 _TRITON_OWN = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", "TRITON_BATCH_STRATEGY_PATH"}
 # ONNX Runtime's session configuration keys (onnxruntime_session_options_config_keys.h) start with one of these.
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "auto")
+FIELDS = {"memory.enable_memory_arena_shrinkage": "arena_shrinkage"}  # of parameters whose names are no Python names
 _SESSION_PREFIXES = ("session.", "optimization.", "ep.", "mlas.")
 
 
@@ -42,59 +43,71 @@ _SESSION_PREFIXES = ("session.", "optimization.", "ep.", "mlas.")
 class Settings:
     """What a model's `parameters` may set; every field is a parameter of the same name.
 
+    The parameters' page of the documentation is made of these lines, the parsers below and the defaults.
+
     Attributes:
-        source: file or folder inside the version folder to serve, where several would do.
-        engine: `auto`, or the one engine to use and no other.
-        build: when an engine that is not in the cache is built: `block` before the model is ready; `background` while
-            the next rung serves, which it then replaces; `never` is `require_cached`.
+        source: file or folder of the version folder to serve, where several would do.
+        engine: this one engine and no other; `auto` takes the first that serves the model.
+        build: when an engine that the cache lacks is built: `block` before the model is ready; `background` while the
+            next rung serves, which it then replaces; `never` is `require_cached` by another name.
         autotune: on the CPU, time the engines that take the model, and serve by the fastest.
-        openvino_hint: what OpenVINO tunes itself for, `latency` or `throughput`.
-        graph_optimization: `none`, `basic`, `extended` or `all`, as ONNX Runtime names its levels.
+        openvino_hint: what OpenVINO tunes itself for: `latency` gives all of the instance's threads to one request,
+            `throughput` is as OpenVINO chooses.
+        graph_optimization: how far the graph is optimised, as ONNX Runtime names its levels.
         batching: how one execution's requests reach the engine: `loop` one by one, `concatenate` as one batch,
-            `auto` whichever was faster at warm-up.
-        warm_up: batch sizes to run once before the model is ready; None picks them, () runs none.
-        intra_op_thread_count: threads inside one operator; 0 divides the cores by the model's instances.
+            `auto` whichever was quicker at warm-up.
+        warm_up: batch sizes to run once before the model is ready; `auto` takes 1, the preferred sizes and the
+            largest, if it is quick.
+        intra_op_thread_count: threads inside one operator; 0 divides the cores (affinity and container quota) by the
+            model's instances.
         inter_op_thread_count: threads across operators, used when `execution_mode` is parallel; 0 as above.
-        execution_mode: `sequential` or `parallel` operators.
+        execution_mode: operators one after another, or several at once.
         enable_mem_arena: keep ONNX Runtime's CPU memory arena.
         enable_mem_pattern: let ONNX Runtime plan memory once for each input shape.
-        arena_shrinkage: give the arena's unused memory back after every run (`memory.enable_memory_arena_shrinkage`).
-        custom_op_library: shared libraries with ONNX Runtime custom operators.
-        session_options: ONNX Runtime session configuration entries, passed through as they are.
+        arena_shrinkage: give the unused memory of ONNX Runtime's arena back after every run.
+        custom_op_library: paths of shared libraries with ONNX Runtime custom operators.
+        session_options: `session.*`, `optimization.*`, `ep.*` and `mlas.*`: ONNX Runtime's session configuration
+            entries, passed through as they are.
         require_cached: fail the load at once where an entry is missing, in place of building it.
-        signature: key of the SavedModel or TensorFlow Lite signature, or name of the .pt2 program, to serve.
-        method: method of a TorchScript module to serve; None for `forward`.
-        arguments: (name, value as JSON text) of arguments that no request gives.
-        num_threads: of a DALI pipeline, as Triton's DALI backend calls them; 0 as `intra_op_thread_count`.
+        signature: key of the SavedModel or TensorFlow Lite signature, or name of the .pt2 program, to serve;
+            `serving_default` where there is one.
+        method: method of a TorchScript module to serve, in place of `forward`.
+        arguments: values of arguments of a TorchScript module that no request gives, by name.
+        num_threads: threads of a DALI pipeline, as Triton's DALI backend calls them; 0 as `intra_op_thread_count`.
         split_along_outer_axis: outputs of a DALI pipeline whose samples lose their first dimension, and become rows.
-        stateful: serve a model that changes its answer between identical calls, as it answers the first.
-        tags: tags of the SavedModel's graph to serve.
-        inputs: tensors of a graph that are its inputs, in tf2onnx's notation: `input0:0[1,224,224,3]`.
-        outputs: tensors of a graph that are its outputs.
-        names: (name in the model, name it is served under) of inputs and outputs.
-        opset: ONNX opset of a converted model; 0 for the newest that every rung accepts.
-        converter: the exporter's own options by their own names, each with its value as JSON text.
+        stateful: serve a TorchScript module that changes its answer between identical calls, as it answers the first.
+        tags: tags of the SavedModel's graph to serve; `serve` where nothing is said.
+        inputs: tensors of a graph that are its inputs, `image:0[1,224,224,3]`; where the file tells no types and
+            shapes (TorchScript, MXNet), these: `ids[-1,128]:INT64`.
+        outputs: tensors of a graph that are its outputs, `scores:0`.
+        names: other names to serve inputs and outputs under: `{"input_2": "audio"}`.
+        opset: ONNX opset of a converted model, 7 to 18; 0 for the newest that every rung accepts.
+        converter: the exporter's own options by their own names: `{"large_model": true}`,
+            `{"inputs_as_nchw": ["image"]}`.
         allow_unsafe: run code that a model file carries (the byte code of a Keras Lambda layer).
-        verify: `strict`: a model that differs from its source does not load; `warn`: it does, with a warning;
-            `report`, which no config can set: the errors are for the caller.
-        tolerance: largest error accepted, relative to the output's largest value; None for the default of its type.
-        conversion_seconds: time limit of a conversion.
-        conversion_memory: memory limit of a conversion, in bytes.
-        batch_buckets: batch sizes that batches on a GPU are padded to; () for the series of `buckets_up_to`.
+        verify: `strict`: a model that differs from its source does not load; `warn`: it does, with a warning.
+        tolerance: largest error accepted, relative to the output's largest value; by default that of its type.
+        conversion_seconds: time limit of the process that converts the file, or first reads it.
+        conversion_memory: memory limit of that process.
+        batch_buckets: batch sizes that batches on a GPU are padded to; by default 1, 2, 4, 8, 12, 16, 24, 32, 48, ...
         contexts: batches in flight on a GPU: copies of one overlap with the compute of another.
         cuda_graph: replay a captured CUDA graph for each bucket, where the model allows it.
-        precision: that the network computes in: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, `fp8`, or `auto`;
-            None as it came.
-        exclude: patterns of nodes, outputs of nodes or operators that a lower precision leaves in FP32.
-        calibration: folder of calibration data; None for `calibration` beside the version folders.
-        calibration_method: how ranges are found: `min-max`, `entropy`, `percentile`; `dynamic` finds them in each run.
+        precision: what the network computes in; as it came where nothing is said.
+        exclude: patterns of nodes, outputs of nodes or operators that a lower precision leaves in FP32:
+            `Resize,head_*`.
+        calibration: folder of calibration data; `calibration` beside the version folders where nothing is said.
+        calibration_method: how ranges are found; `dynamic` finds them in each run, and needs no data.
         tf32: let FP32 matrix products and convolutions round their inputs to 10 bits of mantissa.
-        prefer_nhwc: convolutions with the channels last on CUDA; None where the model runs so.
-        cudnn_conv_algo_search: as ONNX Runtime has it; None for EXHAUSTIVE where shapes are fixed, else HEURISTIC.
-        gpu_mem_limit: bytes of ONNX Runtime's arena on the GPU; 0 for no limit.
+        prefer_nhwc: convolutions with the channels last on CUDA; `auto` where the model runs so.
+        cudnn_conv_algo_search: how cuDNN's convolutions are chosen, as ONNX Runtime has it; by default EXHAUSTIVE
+            where shapes are fixed, else HEURISTIC.
+        gpu_mem_limit: of ONNX Runtime's arena on the GPU; 0 for no limit.
         gpu_outputs: give outputs in memory of the GPU, to an ensemble's next step there or to CUDA shared memory.
-        preprocess: the stage before the engine, or a file of the version folder that has it.
-        postprocess: the stages after it, or such a file.
+        preprocess: the stage before the engine: `imagenet`, `image(size=224, ...)`, `audio(16000, mel=80)`, or a file
+            of the version folder (`NAME.py`, `NAME.dali`); `feeds=INPUT` says for which input, where there are
+            several. `preprocess.py`, if it is there, needs no parameter.
+        postprocess: the stages behind the network: `softmax | topk(5, labels.txt)`; a file of the version folder may
+            come last. `postprocess.py`, if it is there, needs no parameter.
         tensorrt: what the parameters of TensorRT say; see `TensorRtOptions`, whose fields they are.
         profiles: that TensorRT builds for, derived from the model and its completed config; set by no parameter.
         gpu: the GPU that the instance runs on, which its instance group sets and no parameter; None for the CPU.
@@ -158,18 +171,13 @@ class Settings:
         return self.precision not in (None, "fp32", "tf32")
 
 
-def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str, ...]) -> Settings:
-    """The settings in a model's `parameters`.
+def parameter_parsers(engines: tuple[str, ...]) -> dict[str, Callable[[str], Any]]:
+    """Parser of each parameter.
 
     Args:
-        label: the model, for messages (`detector/1`).
-        parameters: name to string value.
         engines: names that `engine` may take beside `auto`.
-
-    Raises:
-        ConfigError: a value that its parameter cannot have.
     """
-    parsers: dict[str, Callable[[str], Any]] = {
+    return {
         "source": str,
         "engine": choice({name: name for name in ("auto", *engines)}),
         "build": choice({name: name for name in ("block", "background", "never")}),
@@ -220,14 +228,28 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         "gpu_outputs": choice(SWITCH),
         "preprocess": parse,
         "postprocess": parse,
-        **(of_tensorrt := tensorrt_parsers()),
+        **tensorrt_parsers(),
     }
+
+
+def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str, ...]) -> Settings:
+    """The settings in a model's `parameters`.
+
+    Args:
+        label: the model, for messages (`detector/1`).
+        parameters: name to string value.
+        engines: names that `engine` may take beside `auto`.
+
+    Raises:
+        ConfigError: a value that its parameter cannot have.
+    """
+    parsers = parameter_parsers(engines)
     values: dict[str, Any] = {}
     session_options = []
     for name, text in sorted(parameters.items()):
         if parser := parsers.get(name):
             try:
-                values[name] = parser(text)
+                values[FIELDS.get(name, name)] = parser(text)
             except ValueError as error:
                 raise ConfigError(
                     f'{label}: parameter "{name}" is "{text}"', str(error), f"Correct it in config.pbtxt: {_line(name)}"
@@ -237,11 +259,9 @@ def read_settings(label: str, parameters: Mapping[str, str], engines: tuple[str,
         elif name not in _TRITON_OWN:
             _warn_unknown(label, name, tuple(parsers))
     values["require_cached"] = values.get("require_cached", False) or values.get("build") == "never"
-    if "memory.enable_memory_arena_shrinkage" in values:
-        values["arena_shrinkage"] = values.pop("memory.enable_memory_arena_shrinkage")
     if values.get("precision") in ("fp32", "tf32"):
         _agree(label, parameters, values)
-    tensorrt = TensorRtOptions(**{name: values.pop(name) for name in of_tensorrt.keys() & values.keys()})
+    tensorrt = TensorRtOptions(**{name: values.pop(name) for name in tensorrt_parsers().keys() & values.keys()})
     return Settings(**values, session_options=tuple(session_options), tensorrt=tensorrt)
 
 

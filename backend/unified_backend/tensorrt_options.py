@@ -49,17 +49,20 @@ class TensorRtOptions:
     """How TensorRT and TensorRT-RTX build; every field is a parameter of the same name.
 
     Attributes:
-        shapes: optimization profiles as the user wrote them; () derives one.
+        shapes: smallest, best and largest shape of inputs, the batch included:
+            `x:1x3x224x224,8x3x224x224,32x3x640x640`, or one shape; inputs apart by spaces; an input named again begins
+            the next profile. By default one is derived from the config and the model.
         profile_miss: a request outside every profile: `next` has the engine answer that is next on the ladder,
             `reject` refuses it.
-        builder_optimization_level: 0 to 5; None for TensorRT's default.
+        builder_optimization_level: of TensorRT's builder; its own default where nothing is said.
         max_workspace_size_bytes: of scratch memory that the builder may plan with; 0 for no limit.
-        hardware_compatibility: `none`, `same_compute_capability` (any GPU of the compute capability) or `ampere_plus`.
+        hardware_compatibility: engines for more than this kind of GPU: for any of its compute capability, or any from
+            Ampere on.
         version_compatible: let later versions of TensorRT run the engine.
         strip_plan: keep the weights out of the engine and put them in at load, from the model.
         sparsity: use kernels for weights with 2:4 sparsity.
         timing_cache: share measurements of kernels between the builds for a GPU.
-        plugins: shared libraries with TensorRT plugins.
+        plugins: paths of shared libraries with TensorRT plugins.
         build_seconds: time limit of a build; 0 for none.
     """
 

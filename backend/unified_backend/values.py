@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
@@ -28,7 +29,7 @@ SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in a size such as `20GB` (10^9), `512MiB` (2^20) or `1000`.
+    """A size such as `20GB` (10^9), `512MiB` (2^20) or `1000` bytes.
 
     Raises:
         ValueError: it is not a size.
@@ -52,28 +53,38 @@ def parse_milliseconds(text: str) -> float:
     return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
 
 
-def choice(allowed: Mapping[str, Any]) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        if text.strip().lower() not in allowed:
-            raise ValueError(f"it must be one of {', '.join(allowed)}")
-        return allowed[text.strip().lower()]
+@dataclasses.dataclass(frozen=True)
+class choice:  # noqa: N801 - a parser, as the functions here
+    """A parser of one of a few words.
 
-    return parse
+    Attributes:
+        allowed: word, in lower case -> the value it stands for.
+    """
+
+    allowed: Mapping[str, Any]
+
+    def __call__(self, text: str) -> Any:
+        if text.strip().lower() not in self.allowed:
+            raise ValueError(f"it must be one of {', '.join(self.allowed)}")
+        return self.allowed[text.strip().lower()]
 
 
 def count(text: str) -> int:
+    """A whole number of 0 or more."""
     if not text.strip().isdecimal():
         raise ValueError("it must be a whole number of 0 or more")
     return int(text)
 
 
 def at_least_one(text: str) -> int:
+    """A whole number of 1 or more."""
     if not text.strip().isdecimal() or not int(text):
         raise ValueError("it must be a whole number of 1 or more")
     return int(text)
 
 
 def positive(text: str) -> float:
+    """A number above 0, such as `1e-3`."""
     try:
         value = float(text)
     except ValueError:
@@ -84,16 +95,18 @@ def positive(text: str) -> float:
 
 
 def words(text: str) -> tuple[str, ...]:
+    """Words between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def separated(text: str) -> tuple[str, ...]:
-    """Names between colons, as Triton's DALI backend has them, or commas."""
+    """Names between colons or commas."""
     return words(text.replace(":", ","))
 
 
 def tensor_names(text: str) -> tuple[str, ...]:
-    """tf2onnx's list of tensors; the commas inside a shape's brackets separate nothing."""
+    """Tensors between commas."""
+    # As tf2onnx has them: the commas inside a shape's brackets separate nothing.
     return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
@@ -108,6 +121,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def renamed(text: str) -> tuple[tuple[str, str], ...]:
+    """A JSON object of names."""
     pairs = _object(text)
     if not all(isinstance(new, str) and new for new in pairs.values()) or len(set(pairs.values())) < len(pairs):
         raise ValueError("it must map each name in the model to another name, all of them different")
@@ -115,10 +129,12 @@ def renamed(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def options(text: str) -> tuple[tuple[str, str], ...]:
+    """A JSON object."""
     return tuple(sorted((key, json.dumps(value, sort_keys=True)) for key, value in _object(text).items()))
 
 
 def batch_sizes(text: str) -> tuple[int, ...] | None:
+    """Batch sizes such as `1,4,8`, `auto` or `off`."""
     if text.strip().lower() in ("auto", ""):
         return None
     if text.strip().lower() in ("off", "none", "0", "false"):
@@ -130,6 +146,7 @@ def batch_sizes(text: str) -> tuple[int, ...] | None:
 
 
 def sizes(text: str) -> tuple[int, ...]:
+    """Batch sizes such as `1,4,8`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError('it must be batch sizes such as "1,4,8"')

@@ -22,7 +22,7 @@ import onnx
 import pytest
 import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException
-from unified_backend.server.find import find_server
+from unified_backend.server.find import Server, find_server
 from unified_backend.server.options import Options
 from unified_backend.server.preflight import free_ports
 from unified_backend.server.run import RunningServer, start
@@ -165,6 +165,7 @@ def start_server(
     environment: Mapping[str, str] | None = None,
     ready_within: float | None = 120.0,
     more: Sequence[str] = (),
+    server: Server | None = None,
     **options: Any,
 ) -> Iterator[Triton]:
     """A server of a test's own; its log and its engine cache lie beside `repository`.
@@ -173,6 +174,7 @@ def start_server(
         environment: added to the server's.
         ready_within: seconds; None does not wait.
         more: URLs of repositories that it serves too.
+        server: which one; None for the one that `serve` would take.
         options: of `unified_backend.server.options.Options`, such as `model_control_mode` or `arguments`.
     """
     ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
@@ -186,7 +188,7 @@ def start_server(
             **options,
         }
     )
-    with start(find_server(), [repository, *more], chosen) as running, ExitStack() as cleanup:
+    with start(server or find_server(), [repository, *more], chosen) as running, ExitStack() as cleanup:
         triton = Triton(running, repository, log)
         cleanup.callback(triton.client.close)
         LIVE.append(triton)

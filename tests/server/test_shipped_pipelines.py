@@ -28,6 +28,7 @@ from unified_backend.ensembles.writing import write_ensemble, write_fused
 from unified_backend.loading import open_cache
 
 ROOT = Path(__file__).resolve().parents[2]
+SOUNDS = ROOT / "tests/data/sounds"
 PIPELINES = ("classify", "ocr", "faces", "listen")
 ASKS = {name: TRANSPORTS[name] for name in ("http", "grpc")}
 FORMS = ("", "_fused")
@@ -117,14 +118,19 @@ def test_the_astronaut_is_one_happy_face(shipped, transport, form):
 
 @pytest.mark.parametrize("transport", ASKS.values(), ids=ASKS)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_scale_is_heard_note_by_note(shipped, transport, form):
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
+def test_a_scale_is_heard_note_by_note(shipped, transport, form, kind):
     answers = json.loads((ROOT / "tests/data/listen/basic_pitch.json").read_text("utf-8"))[
         "start, end, pitch, amplitude"
     ]
-    found = ask(transport, shipped, f"listen{form}", synthesised.wav(synthesised.scale()))
-    notes = list(zip(*(found[name][:, 0] for name in ("start", "end", "pitch", "amplitude")), strict=True))
-    assert [int(note[2]) for note in notes] == [int(note[2]) for note in answers["scale"]]
-    np.testing.assert_allclose(np.array(notes, float), np.array(answers["scale"], float)[:, :4], atol=2e-2)
+    sound = synthesised.wav(synthesised.scale()) if kind == "wav" else (SOUNDS / f"scale.{kind}").read_bytes()
+    found = ask(transport, shipped, f"listen{form}", sound)
+    notes = np.hstack([found[name] for name in ("start", "end", "pitch", "amplitude")]).astype(float)
+    wanted = np.array(answers["scale"], float)
+    if kind != "wav":  # soft harmonics, which are heard as notes too, come and go
+        notes, wanted = (rows[rows[:, 3] > 0.5] for rows in (notes, wanted))
+    assert notes[:, 2].tolist() == wanted[:, 2].tolist()
+    np.testing.assert_allclose(notes, wanted, atol=5e-2 if kind == "mp3" else 2e-2)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -175,6 +181,7 @@ def sounds() -> dict[str, bytes]:
         "chords": synthesised.wav(chords),
         "begin": synthesised.wav(scale[: len(scale) // 3]),
         "slow": synthesised.wav(chords[: len(chords) // 2], 16000),
+        "compressed": (SOUNDS / "scale.mp3").read_bytes(),
     }
 
 

@@ -138,7 +138,8 @@ def test_flac_gives_what_its_samples_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "furthest"), [("tones.flac", 4e-5), ("tones-vorbis.ogg", 0.04), ("tones-opus.ogg", 0.04)]
+    ("name", "furthest"),
+    [("tones.flac", 4e-5), ("tones-vorbis.ogg", 0.04), ("tones-opus.ogg", 0.04), ("tones.mp3", 0.04)],
 )
 def test_files_of_other_libraries_sound_as_what_they_were_made_of(name: str, furthest: float) -> None:
     made = stage("audio").run({"sound": column((SOUNDS / name).read_bytes())})
@@ -156,6 +157,9 @@ def test_wav_of_any_number_of_bits(kind: type) -> None:
     np.testing.assert_allclose(made.arrays["x"], [sound], atol=0.02 if kind == np.uint8 else 1e-4)
 
 
+MP3 = (SOUNDS / "tones.mp3").read_bytes()
+# MPEG-2.5 layer III, mono, 8000 samples a second of which a frame holds 576, at 8 kbit/s: 72 bytes of zeros.
+SILENT_FRAME = b"\xff\xe3\x18\xc4" + bytes(68)
 GOOD = wav(tones(0.2, 16000), 16000)
 FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 16000)).to_bytes(8, "big") + bytes(16)
 
@@ -166,9 +170,10 @@ FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + ((16000 << 44) | (86400 * 
         (b"", "it is empty"),
         (b"no sound at all", "Format not recognised"),
         (GOOD[:30], "No 'data' chunk marker"),
-        (b"ID3\x04" + bytes(100), "MP3, which DALI does not decode"),
-        ((SOUNDS / "tones.mp3").read_bytes(), "MP3, which DALI does not decode"),
-        (b"\xff\xf3\x80\xc4" + bytes(100), "MP3, which DALI does not decode"),
+        (b"ID3\x04" + bytes(100), "no MP3, or a damaged one"),
+        (MP3[:700], "no MP3, or a damaged one"),
+        (b"\xff\xf3\x80\xc4" + bytes(100), "no MP3, or a damaged one"),
+        (8500 * SILENT_FRAME, "it lasts 612 seconds"),
         (FLAC_OF_A_DAY, "it lasts 86400 seconds"),
         (wav(np.zeros(8000 * 700, np.uint8), 8000), "it lasts 700 seconds"),
     ],

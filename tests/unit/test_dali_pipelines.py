@@ -186,3 +186,24 @@ def test_a_cut_pipeline_is_told(tmp_path: Path) -> None:
         (tmp_path / "cut.dali").write_bytes(whole[:size])
         with pytest.raises((ConfigError, EngineError), match=r"cut\.dali|DALI"):
             dali_stage(tmp_path / "cut.dali", 4, 2, None, "m/1")
+
+
+def test_an_mp3_is_decoded_where_a_pipeline_decodes_sounds(tmp_path: Path) -> None:
+    text = (
+        HEAD
+        + """
+@pipeline_def
+def samples():
+    files = fn.external_source(name="sound", dtype=types.UINT8, ndim=1)
+    sound, rate = fn.decoders.audio(files, dtype=types.FLOAT)
+    return sound[:, 0], rate
+"""
+    )
+    sounds = Path(__file__).resolve().parents[1] / "data/sounds"
+    mp3, flac = ((sounds / f"tones.{kind}").read_bytes() for kind in ("mp3", "flac"))
+    rows = made(tmp_path, text).run({"sound": column(mp3, b"ID3" + bytes(50), flac)})
+    assert list(rows.failed) == [1]
+    assert "no MP3, or a damaged one" in rows.failed[1].why
+    samples, rate = rows.arrays.values()
+    np.testing.assert_allclose(samples[0], samples[1], atol=0.04)
+    assert rate.tolist() == [16000, 16000]

@@ -22,7 +22,7 @@ from commands import command, printed, unified_model
 from engine_files import CLS, DET
 
 REC = next(CLS.parent.glob("*_rec_infer.onnx"))
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/tasks/speed.md"
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +140,9 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, content, options, code, w
     assert "Traceback" not in done.stderr
 
 
-def test_the_readme_shows_what_it_prints(tmp_path):
+def test_the_documentation_shows_what_it_prints(tmp_path):
     """But for seconds and errors, which are the machine's, and for ONNX Runtime's own graph, which its processor's."""
-    section = README.read_text().partition("### Graph optimisation")[2].partition("\n### ")[0]
+    section = PAGE.read_text().partition("## Graph optimisation")[2].partition("\n## ")[0]
     first, *shown = [line.strip() for line in section.splitlines() if line.startswith("    ")]
     assert first == "$ triton-unified optimize models/ocr_direction"
     model = unified_model(tmp_path / "models", "ocr_direction", config='backend: "unified"')

@@ -86,7 +86,7 @@ class Snapshot:
     """Files as they were at one moment, to tell afterwards whether what was made of them is of these bytes.
 
     Attributes:
-        digests: SHA-256 of each file's bytes, in hex.
+        digests: SHA-256 of each file's bytes, in hex, in the order of the files.
     """
 
     def __init__(self, memo: FileMemo, files: Iterable[Path]) -> None:

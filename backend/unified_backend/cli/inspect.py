@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unified_backend.cache import FileMemo
 from unified_backend.cli.cache.shared import amount, one_line
-from unified_backend.cli.source import named
+from unified_backend.cli.graph import drawn, show_in_netron
+from unified_backend.cli.source import folder_of, found_in, named
 from unified_backend.errors import ConfigError, Refused, SourceError
-from unified_backend.formats import FORMATS, Source, find_source
+from unified_backend.formats import FORMATS, Source
 from unified_backend.formats.description import Description
 from unified_backend.formats.integrity import check
-from unified_backend.formats.keras_hdf5 import KerasHdf5, is_hdf5
 from unified_backend.formats.parameters import refuse_unused
 from unified_backend.settings import Settings, read_settings
 from unified_backend.tensors import TensorSpec
@@ -40,9 +38,18 @@ def inspect(
     ] = None,
     inputs: Annotated[str | None, typer.Option(help="Tensors that are the inputs: image:0[1,224,224,3]")] = None,
     outputs: Annotated[str | None, typer.Option(help="Tensors that are the outputs: scores:0,boxes:0")] = None,
+    graph: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Write a picture of the graph of the ONNX model.")
+    ] = None,
+    netron: Annotated[
+        bool, typer.Option("--netron", help="Show the model in the viewer Netron, on this host alone, until Ctrl-C.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a model's format, inputs, outputs and all that its file tells, without loading it.
+
+    The picture has at most about 60 boxes: nodes of one scope (/layer1/conv/...) share one where there are more, and
+    neighbours in a chain where names have no scope. Of other formats than ONNX it shows what a load or `convert` made.
 
     Exits with 0 if it is a model, even one that a load would refuse, which a note tells; 1 if it is damaged or none,
     2 if there is no such file.
@@ -50,12 +57,21 @@ def inspect(
     Example:
 
     triton-unified inspect exported/saved_model
+
+    triton-unified inspect detector.onnx --graph detector.svg
     """
+    if graph and netron:
+        raise Refused("--graph and --netron contradict each other", "one writes a file and ends", "Keep one of them")
     source = named(source)
     asked = {"signature": signature, "tags": ",".join(tags or ()), "inputs": inputs, "outputs": outputs}
     try:
         settings = read_settings(source.name, {name: value for name, value in asked.items() if value}, ())
+        if netron:
+            show_in_netron(found_in(source).path)
+            return
         result = _result(source, settings)
+        if graph:
+            result["graph"] = drawn(source, settings, graph)
     except ConfigError as error:
         raise Refused(error.what, error.why, error.do) from None
     except SourceError as error:
@@ -70,8 +86,7 @@ def inspect(
 
 
 def _result(path: Path, settings: Settings) -> dict[str, Any]:
-    folder, chosen = (path, None) if path.is_dir() else (path.parent, path.name)
-    found = _found(path, folder, chosen)
+    folder, found = folder_of(path), found_in(path)
     unread = check(found)
     refuse_unused(found.format, settings, path.name)
     described = _described(found, settings)
@@ -83,17 +98,6 @@ def _result(path: Path, settings: Settings) -> dict[str, Any]:
         "notes": [*described.notes, *unread],
         "facts": described.facts,
     }
-
-
-def _found(path: Path, folder: Path, chosen: str | None) -> Source:
-    try:
-        with tempfile.TemporaryDirectory(prefix="triton-unified-") as notes:  # no cache is needed, or touched
-            return find_source(path.name, folder, FileMemo(Path(notes)), chosen)
-    except SourceError:
-        # Weights alone are no model that could be found, and tell their names and shapes all the same.
-        if chosen is not None and is_hdf5(path):
-            return Source(path.name, KerasHdf5.name, path, (path,))
-        raise
 
 
 def _described(found: Source, settings: Settings) -> Description:
@@ -143,6 +147,8 @@ def _print(result: Mapping[str, Any]) -> None:
     else:
         for side, *cells in rows:
             typer.echo(one_line("  ".join((f"{side}:", *cells))))
+    if graph := result.get("graph"):
+        typer.echo(one_line(f"graph: {graph['file']} ({graph['nodes']} nodes in {graph['boxes']} boxes)"))
     for line in (*(f"note: {note}" for note in result["notes"]), *_lines(result["facts"])):
         typer.echo(one_line(line))
 

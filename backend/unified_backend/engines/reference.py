@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["open_reference"]
 
 
-def open_reference(label: str, path: Path, settings: Settings) -> tuple[OnnxRuntimeRunner, list[str]]:
+def open_reference(
+    label: str, path: Path, settings: Settings, level: str = "ORT_DISABLE_ALL"
+) -> tuple[OnnxRuntimeRunner, list[str]]:
     """The model as it is, unoptimised, with the signature read from it: what engines are compared with.
+
+    Args:
+        level: name of a GraphOptimizationLevel, for who wants to see what an optimised graph has for a signature.
 
     Returns:
         the runner, and a note for each output that Triton cannot serve and that was left out.
@@ -33,7 +38,7 @@ def open_reference(label: str, path: Path, settings: Settings) -> tuple[OnnxRunt
     import onnxruntime
 
     options = session_options(settings, Threads(intra_op=hosts.cores()))
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     session = open_session(label, path, options)
     _refuse_strings_beside_bfloat16(label, session)
     rankless = _of_unknown_rank(path, [*session.get_inputs(), *session.get_outputs()])

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from xml.sax.saxutils import escape
-
+from unified_backend.drawing.svg import document, text
 from unified_backend.ensembles.wiring import Tensor, Wired
 
 __all__ = ["to_mermaid", "to_svg"]
 
 _WIDTH, _BOX, _GAP, _LINE, _MARGIN = 720, 46, 26, 17, 24  # pixels
-_STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #1b1f24 }
-  .kind, .tensor { font-size: 12px; fill: #57606a }
-  .tensor { font-family: ui-monospace, monospace }
-  rect { fill: #f6f8fa; stroke: #57606a; rx: 6 }
-  rect.model { fill: #ddf4ff; stroke: #0969da }
-  path { fill: none; stroke: #57606a; marker-end: url(#arrow) }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e6edf3 } .kind, .tensor { fill: #9198a1 } rect { fill: #161b22; stroke: #9198a1 }
-    rect.model { fill: #0c2d6b; stroke: #58a6ff } path { stroke: #9198a1 } #arrow path { fill: #9198a1 }
-  }
-"""
 
 
 def to_mermaid(wired: Wired) -> str:
@@ -58,28 +45,20 @@ def to_svg(wired: Wired) -> str:
         if number:
             height = max(len(tensors) * _LINE, _LINE) + _GAP
             parts.append(f'<path d="M{_MARGIN + 60} {y} v{height - 2}"/>')
-            for line, text in enumerate(tensors):
+            for line, tensor in enumerate(tensors):
                 parts.append(
-                    f'<text class="tensor" x="{_MARGIN + 76}" y="{y + 18 + line * _LINE}">{escape(text)}</text>'
+                    f'<text class="tensor" x="{_MARGIN + 76}" y="{y + 18 + line * _LINE}">{text(tensor)}</text>'
                 )
             y += height
         style = ' class="model"' if is_model else ""
         parts.append(f'<rect{style} x="{_MARGIN}" y="{y}" width="{_WIDTH - 2 * _MARGIN}" height="{_BOX}"/>')
-        parts.append(f'<text x="{_MARGIN + 14}" y="{y + 28}">{escape(title)}</text>')
+        parts.append(f'<text x="{_MARGIN + 14}" y="{y + 28}">{text(title)}</text>')
         parts.append(
-            f'<text class="kind" x="{_WIDTH - _MARGIN - 14}" y="{y + 28}" text-anchor="end">{escape(kind)}</text>'
+            f'<text class="kind" x="{_WIDTH - _MARGIN - 14}" y="{y + 28}" text-anchor="end">{text(kind)}</text>'
         )
         y += _BOX
     height = y + _MARGIN
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
-        f'role="img" aria-label="The pipeline {escape(definition.name)}">'
-    )
-    arrow = (
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>'
-    )
-    return "\n".join([head, f"<style>{_STYLE}</style>", arrow, *parts, "</svg>"]) + "\n"
+    return document(f"The pipeline {definition.name}", _WIDTH, height, parts)
 
 
 def _arrow_text(name: str, tensor: Tensor) -> str:

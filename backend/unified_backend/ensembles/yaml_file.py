@@ -14,7 +14,7 @@ from unified_backend.errors import ConfigError
 __all__ = ["Marks", "read"]
 
 _SCHEMA = Path(__file__).parent / "schema.json"
-_DO = "Correct it there; README's section on pipelines has an example"
+_DO = "Correct it there; docs/tasks/pipelines.md has an example"
 
 Place = tuple[str | int, ...]
 

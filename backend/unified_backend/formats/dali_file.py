@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 
 from unified_backend.formats.wire import LENGTH, VARINT, fields, varint, written
 
-__all__ = ["Port", "is_pipeline", "on_cpu", "ports"]
+__all__ = ["Port", "decodes_sound", "is_pipeline", "on_cpu", "ports"]
 
 # Fields of PipelineDef, OpDef, InputOutput, Argument and the output's description, as DALI 1.0 to 2.4 write them.
 _THREADS, _BATCH, _OPERATOR, _OUTPUT = 1, 2, 5, 7
 _NAME, _OPERATOR_INPUT, _OPERATOR_OUTPUT, _ARGUMENT = 1, 2, 3, 4
 _DEVICE, _NUMBER, _STRING, _OUTPUT_TYPE, _OUTPUT_RANK = 2, 4, 5, 5, 6
 _ON_GPU, _ON_CPU = (b"gpu", b"mixed"), b"cpu"
-_SOURCE = "ExternalSource"
+_SOURCE, _SOUND = "ExternalSource", ("decoders__Audio", "AudioDecoder")  # the latter before DALI 1.0
 # DALIDataType
 _TYPES = {
     **{0: "UINT8", 1: "UINT16", 2: "UINT32", 3: "UINT64", 4: "INT8", 5: "INT16", 6: "INT32", 7: "INT64"},
@@ -73,6 +73,11 @@ def ports(data: bytes) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     if not outputs:
         raise ValueError("it has no output")
     return tuple(inputs), tuple(outputs)
+
+
+def decodes_sound(data: bytes) -> bool:
+    """Whether one of the operators is a decoder of sound files."""
+    return any(field == _OPERATOR and _text(data, begin, end) in _SOUND for field, _, begin, end in fields(data))
 
 
 def on_cpu(data: bytes) -> bytes:

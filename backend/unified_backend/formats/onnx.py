@@ -17,7 +17,7 @@ from unified_backend.tensors import TensorSpec, data_type
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Onnx", "coarsest_float", "read_model"]
+__all__ = ["Onnx", "coarsest_float", "files_as", "read_model"]
 
 # Field numbers of ModelProto in onnx.proto: name and wire type (0 varint, 2 length-delimited).
 _MODEL_FIELDS = {
@@ -120,6 +120,24 @@ def coarsest_float(path: Path) -> str:
     }
     found = {row.triton for number in types if (row := data_type(number))}
     return next((name for name in ("BF16", "FP16") if name in found), "FP32")
+
+
+def files_as(model: Path, name: str) -> dict[str, Path]:
+    """The files of a model that is copied under another name: name in the copy's folder -> file.
+
+    External data stays under the name that the model has for it.
+
+    Raises:
+        SourceError: the model's data has the name that the model is to have.
+    """
+    companions = Onnx().companions(model)
+    if name in companions:
+        raise SourceError(
+            f"{model.name} has its external data in {name}",
+            "the model itself is to be written under that name",
+            "Export it again with another name for its data",
+        )
+    return {name: model, **{companion: model.parent / companion for companion in companions}}
 
 
 def read_model(path: Path) -> onnx.ModelProto:

@@ -9,14 +9,15 @@ import numpy as np
 
 from unified_backend.errors import RequestError
 from unified_backend.stages import Rows
-from unified_backend.stages.audio_recipe import AudioRecipe, read_audio_recipe
+from unified_backend.stages.audio_recipe import AudioRecipe, read_audio_recipe, too_long
 from unified_backend.stages.dali import Pipeline, arguments, require_dali
 from unified_backend.stages.expression import Call
+from unified_backend.stages.mp3 import as_wav, is_mp3
 from unified_backend.tensors import Array, Signature, TensorSpec
 
 __all__ = ["AudioStage"]
 
-_SEND = "Send a WAV, FLAC or OGG (Vorbis, Opus) file, whole"
+_SEND = "Send a WAV, FLAC, MP3 or OGG (Vorbis, Opus) file, whole"
 _QUALITY = 50.0  # of DALI's resampling: a sinc filter of 16 lobes, about 80 dB
 
 
@@ -71,11 +72,11 @@ class AudioStage:
         for index, row in enumerate(given):
             content = row if isinstance(row, (bytes, str)) else np.ravel(row)[0]
             content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-            if reason := _refusal(content, self._recipe.max_seconds):
-                failed[index] = self._refused(reason)
-            else:
-                rows.append(np.frombuffer(content, np.uint8))
+            try:
+                rows.append(np.frombuffer(_checked(content, self._recipe.max_seconds), np.uint8))
                 places.append(index)
+            except ValueError as error:
+                failed[index] = self._refused(str(error))
         ran = self._pipeline.run({"sound": rows}) if rows else None
         if ran:
             failed |= {places[row]: self._refused(why) for row, why in ran.failed.items()}
@@ -87,7 +88,7 @@ class AudioStage:
         kept = []
         for place, sound, seconds in zip(passed, sounds, lasting, strict=True):
             if seconds > self._recipe.max_seconds:
-                failed[place] = self._refused(_too_long(seconds, self._recipe.max_seconds))
+                failed[place] = self._refused(too_long(seconds, self._recipe.max_seconds))
             else:
                 kept.append(sound)
         lengths = self._lengths([seconds for seconds in lasting if seconds <= self._recipe.max_seconds], kept)
@@ -162,22 +163,22 @@ def _pipeline(recipe: AudioRecipe, max_batch_size: int, threads: int) -> Any:
     return pipeline
 
 
-def _refusal(content: Any, most: float) -> str | None:
-    """Why a file cannot be used, as far as it is known before it is decoded."""
+def _checked(content: Any, most: float) -> bytes:
+    """The file as DALI decodes it.
+
+    Raises:
+        ValueError: why it cannot be used, as far as it is known before it is decoded.
+    """
     if not isinstance(content, bytes):
-        return f"it is {type(content).__name__}, and must be the bytes of a file"
+        raise ValueError(f"it is {type(content).__name__}, and must be the bytes of a file")
     if not content:
-        return "it is empty"
-    if content[:3] == b"ID3" or (content[0] == 0xFF and content[1:2] >= b"\xe0"):
-        return "it is an MP3, which DALI does not decode"
+        raise ValueError("it is empty")
+    if is_mp3(content):
+        return as_wav(content, most)
     # FLAC packs silence by a thousand and more; its header (STREAMINFO) has the rate in 20 bits, the samples in 36.
     if content[:4] == b"fLaC" and len(content) >= 26:
         numbers = int.from_bytes(content[18:26], "big")
         rate, samples = numbers >> 44, numbers & ((1 << 36) - 1)
         if rate and samples / rate > most:
-            return _too_long(samples / rate, most)
-    return None
-
-
-def _too_long(seconds: float, most: float) -> str:
-    return f"it lasts {seconds:.0f} seconds, and the option max_seconds allows {most:.0f}"
+            raise ValueError(too_long(samples / rate, most))
+    return content

@@ -10,7 +10,7 @@ from unified_backend.errors import ConfigError
 from unified_backend.stages.expression import Call
 from unified_backend.tensors import TensorSpec
 
-__all__ = ["AudioRecipe", "read_audio_recipe"]
+__all__ = ["AudioRecipe", "read_audio_recipe", "too_long"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,11 @@ _OPTIONS = tuple(field.name for field in dataclasses.fields(AudioRecipe))[:-1]
 _WHOLE = ("rate", "mel", "n_fft", "window", "hop")
 _OF_MEL = ("n_fft", "window", "hop", "formula", "normalize", "db", "floor")
 _NUMBERS = ("seconds", "floor", "max_seconds")
+
+
+def too_long(seconds: float, most: float) -> str:
+    """Why a sound of so many seconds is refused."""
+    return f"it lasts {seconds:.0f} seconds, and the option max_seconds allows {most:.0f}"
 
 
 def read_audio_recipe(call: Call, target: TensorSpec, label: str) -> AudioRecipe:

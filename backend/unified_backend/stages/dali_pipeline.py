@@ -11,7 +11,7 @@ import numpy as np
 
 from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import ConfigError, EngineError, RequestError
-from unified_backend.formats.dali_file import Port, on_cpu, ports
+from unified_backend.formats.dali_file import Port, decodes_sound, on_cpu, ports
 from unified_backend.gpus import Gpu
 from unified_backend.stages import Rows
 from unified_backend.stages.containers import readable
@@ -27,6 +27,7 @@ from unified_backend.stages.dali import (
 )
 from unified_backend.stages.dali_definition import pipeline_bytes
 from unified_backend.stages.made_up import KINDS, sample
+from unified_backend.stages.mp3 import as_wav, is_mp3
 from unified_backend.tensors import Array, Signature, TensorSpec, data_type
 
 __all__ = ["PipelineStage", "dali_stage"]
@@ -79,7 +80,7 @@ class PipelineStage:
         from nvidia import dali
 
         data = data if gpu else on_cpu(data)
-        self._file = file
+        self._file, self._hears = file, decodes_sound(data)
         self._inputs, outputs = _ports(data, file, label)
         outputs = tuple(known) or outputs
         self._limit = max(1, max_batch_size)
@@ -166,16 +167,29 @@ class PipelineStage:
                 if content.size == 0:
                     failed[index] = self._refused("it is empty", name)
                 elif content.dtype == np.uint8 and content.ndim == 1:
-                    file = readable(content.tobytes())
-                    column[index] = np.frombuffer(file, np.uint8)
-                    if why := too_large(file):
-                        failed[index] = self._refused(why, name)
+                    try:
+                        column[index] = np.frombuffer(self._decodable(content.tobytes()), np.uint8)
+                    except ValueError as error:
+                        failed[index] = self._refused(str(error), name)
         places = [index for index in range(count) if index not in failed]
         if not places:
             return None, failed
         ran = self._pipeline.run({name: [column[index] for index in places] for name, column in rows.items()})
         failed |= {places[row]: self._refused(why) for row, why in ran.failed.items()}
         return ran.outputs, failed
+
+    def _decodable(self, file: bytes) -> bytes:
+        """The file as DALI decodes it.
+
+        Raises:
+            ValueError: why it cannot be used.
+        """
+        if self._hears and is_mp3(file):
+            return as_wav(file)
+        file = readable(file)
+        if why := too_large(file):
+            raise ValueError(why)
+        return file
 
     def _rows(self, spec: TensorSpec, array: Array) -> list[Array]:
         if array.dtype != object:

@@ -40,7 +40,7 @@ class Call:
 
 
 def parse(text: str) -> tuple[Call, ...]:
-    """The stages of an expression, in their order.
+    """Stages in their order, such as `softmax | topk(5, labels.txt)`.
 
     Raises:
         ValueError: it is no such expression; says where.

@@ -21,7 +21,7 @@ from unified_backend.amounts import amount
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import by_prefix
 from unified_backend.cache.remote import Remote, RemoteError
-from unified_backend.errors import CacheError, ConfigError, Refused, printable
+from unified_backend.errors import CacheError, ConfigError, Refused, one_line
 from unified_backend.loading import open_cache
 
 __all__ = [
@@ -112,11 +112,6 @@ def duration(seconds: float) -> str:
 def ago(unix_time: float) -> str:
     """How long ago that was."""
     return duration(max(0.0, time.time() - unix_time))
-
-
-def one_line(text: str) -> str:
-    """Text from an entry, which others may have made, as it may go to a terminal: no line breaks, no escape codes."""
-    return "".join(letter if letter.isprintable() else " " for letter in printable(text))
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,1 @@
+"""Graphs as SVG pictures: boxes, arrows between them, and their places."""
