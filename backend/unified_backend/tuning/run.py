@@ -26,7 +26,7 @@ from unified_backend.tuning.search import Goal, Tried, best_of, search
 from unified_backend.tuning.served_point import loaded
 from unified_backend.tuning.servers import STOP_SECONDS, Servers
 from unified_backend.tuning.space import Point, Space
-from unified_backend.tuning.timing import COMPARING, SEARCHING, measured_seconds, reading_seconds
+from unified_backend.tuning.timing import COMPARING, SEARCHING
 
 __all__ = ["Options", "Run", "run", "short"]
 
@@ -198,7 +198,7 @@ def _tried(
         expected = concurrency * load.alone
         if best and best.reading:
             expected = best.reading.p50 * concurrency / best.concurrency
-        return servers.measure(point, concurrency, measured_seconds(expected, SEARCHING, options.budget))
+        return servers.measure(point, concurrency, SEARCHING.told(expected, options.budget))
 
     try:
         tried = loaded(point, options.goal, load.first, load.most, options.concurrency is None, measure)
@@ -209,7 +209,7 @@ def _tried(
         return Tried(point, reason="; ".join(reasons)), best
     if best is None or best.reading is None:
         return tried, best
-    seconds = measured_seconds(best.reading.p50, SEARCHING, options.budget)
+    seconds = SEARCHING.told(best.reading.p50, options.budget)
     again = servers.measure(best.point, best.concurrency, seconds)
     return tried, dataclasses.replace(best, reading=again)
 
@@ -217,7 +217,7 @@ def _tried(
 def _round_seconds(done: Run, options: Options) -> float:
     """Of one round of the comparison."""
     compared = (done.rows[0], best_of(done.rows, options.goal) or done.rows[0])
-    return sum(reading_seconds(row.reading.p50, COMPARING, options.budget) for row in compared if row.reading)
+    return sum(COMPARING.taken(row.reading.p50, options.budget) for row in compared if row.reading)
 
 
 def _compare(
@@ -238,7 +238,7 @@ def _compare(
         if left() < 0.9 * seconds:
             break
         for row in (start, best) if turn % 2 else (best, start):  # none always runs behind the other
-            length = measured_seconds(row.reading.p50 if row.reading else 0.0, COMPARING, options.budget)
+            length = COMPARING.told(row.reading.p50 if row.reading else 0.0, options.budget)
             readings[row.point].append(servers.measure(row.point, row.concurrency, length))
         done.compared = [Compared(row.point, row.concurrency, tuple(readings[row.point])) for row in (start, best)]
     if done.compared:

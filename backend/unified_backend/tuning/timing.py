@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from unified_backend.measuring.perf_analyzer import LASTS, LONGEST_WINDOW, STARTUP_SECONDS, WINDOWS
+from dataclasses import dataclass
 
-__all__ = ["COMPARING", "SEARCHING", "measured_seconds", "reading_seconds"]
+from unified_backend.measuring.perf_analyzer import LASTS, STARTUP_SECONDS, WINDOWS
 
-# Latencies in a window. Short ones miss a share of a slow model's requests, much the same one at every point: enough to
-# search, and twice as long to compare.
-SEARCHING, COMPARING = 8, 16
-_QUICK = (0.5, 2.0)  # seconds for a quick model: at least, and at most
-_SHARE = 1 / 90  # of the budget
+__all__ = ["COMPARING", "SEARCHING", "Readings"]
+
+_LEAST, _QUICK = 0.5, 2.0  # seconds of a reading of a quick model: in a short budget, and in a long one
 
 
-def measured_seconds(latency: float, latencies: int, budget: float) -> float:
-    """What perf_analyzer is told.
+@dataclass(frozen=True)
+class Readings:
+    """A kind of readings.
 
-    Args:
-        latency: that a request is expected to have, in milliseconds.
-        latencies: that a window is to hold.
-        budget: seconds for the whole search.
+    Attributes:
+        latencies: that a window is to hold. Short ones miss a share of a slow model's requests, but much the same one
+            at every point: enough to search, and twice as long to compare.
+        share: of the budget that one may take, however slow the model is.
     """
-    least, most = _QUICK
-    quick = min(max(least, _SHARE * budget), most)
-    return max(quick, WINDOWS * min(latencies * latency / 1e3, LONGEST_WINDOW))
+
+    latencies: int
+    share: float
+
+    def told(self, latency: float, budget: float) -> float:
+        """Seconds that perf_analyzer is told to measure.
+
+        Args:
+            latency: that a request is expected to have, in milliseconds.
+            budget: seconds for the whole search.
+        """
+        quick = min(max(_LEAST, budget / 90), _QUICK)
+        return max(quick, min(WINDOWS * self.latencies * latency / 1e3, self.share * budget))
+
+    def taken(self, latency: float, budget: float) -> float:
+        """Seconds that it takes in fact."""
+        return LASTS * self.told(latency, budget) + STARTUP_SECONDS
 
 
-def reading_seconds(latency: float, latencies: int, budget: float) -> float:
-    """How long that takes in fact."""
-    return LASTS * measured_seconds(latency, latencies, budget) + STARTUP_SECONDS
+SEARCHING = Readings(8, 1 / 45)
+COMPARING = Readings(16, 1 / 24)
