@@ -6,11 +6,16 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+from unified_backend import hosts
 from unified_backend.errors import ConfigError, Refused
 from unified_backend.measuring.perf_analyzer import Reading
 from unified_backend.pbtxt import from_pbtxt
+from unified_backend.tuning.comparing import Compared, decide
 from unified_backend.tuning.config_file import changed_fields, config_lines, merged, write_merged
+from unified_backend.tuning.report import report
+from unified_backend.tuning.run import Options, Run
 from unified_backend.tuning.search import Goal, Tried, best_of, search, verdict
+from unified_backend.tuning.served_point import fields_of, loaded
 from unified_backend.tuning.space import Point, Space
 from unified_backend.values import parse_milliseconds
 
@@ -139,6 +144,114 @@ def test_a_model_that_takes_no_batches_gets_no_batching():
     start = dataclasses.replace(START, max_batch_size=0)
     rows = searched(lambda point: Tried(point, reason="-"), dataclasses.replace(SPACE, most_batch=0), start=start)
     assert {(row.point.max_batch_size, row.point.delay_us) for row in rows} == {(0, 0)}
+
+
+def queue_of(concurrency: int) -> Reading:
+    """A server that answers 100 requests a second one after the other; the slowest of 100 waits twice as long."""
+    wait = 10.0 * concurrency
+    return Reading(100.0 if concurrency > 1 else 70.0, p50=wait, p99=2 * wait)
+
+
+@pytest.mark.parametrize(
+    ("p99", "first", "may_change", "in_flight"),
+    [
+        (None, 32, True, 32),
+        (100.0, 32, True, 4),
+        (100.0, 1, True, 4),
+        (100.0, 32, False, 32),
+        (1.0, 32, True, 1),
+        (10000.0, 8, True, 8),
+    ],
+    ids=["no budget", "lowered", "raised", "the user's load", "never kept", "more does not help"],
+)
+def test_the_load_is_what_the_budget_allows(p99, first, may_change, in_flight):
+    tried = loaded(START, Goal(p99=p99), first, 64, may_change, queue_of)
+    assert tried.concurrency == in_flight
+    assert tried.reading == queue_of(in_flight)
+
+
+def side(point: Point, *throughputs: float, p99: float = 10.0) -> Compared:
+    return Compared(point, 8, [Reading(value, p50=1000 / value, p99=p99) for value in throughputs])
+
+
+FASTER = dataclasses.replace(START, engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("default", "best", "goal", "wins", "why"),
+    [
+        ((100, 102, 98), (120, 118, 123), Goal(), True, "beyond the noise of 3 rounds"),
+        ((100, 102, 98), (120, 118, 123), Goal("latency"), True, "beyond the noise of 3 rounds"),
+        ((100, 130, 80), (110, 140, 85), Goal(), False, "within the noise of 3 rounds"),
+        ((100, 102, 98), (90, 91, 89), Goal(), False, "within the noise of 3 rounds"),
+        ((100, 100), (200, 200), Goal(), False, "the budget left no time for the 3 rounds"),
+        ((100, 102, 98), (120, 118, 123), Goal(p99=5), False, "side by side its p99 was 10 ms"),
+    ],
+)
+def test_the_config_as_it_is_stays_unless_it_is_beaten_beyond_the_noise(default, best, goal, wins, why):
+    decision = decide(side(START, *default), side(FASTER, *best), goal)
+    assert (decision.winner is not None) is wins
+    assert decision.why.startswith(why)
+
+
+def test_who_keeps_the_budget_beats_who_does_not():
+    decision = decide(side(START, 100, 100, 100, p99=30), side(FASTER, 90, 90, 90, p99=15), Goal(p99=20))
+    assert decision.winner.point == FASTER
+    assert decision.ratio == pytest.approx(0.9)
+
+
+def test_a_report_says_who_won_by_how_much_and_why_the_others_lost(monkeypatch):
+    monkeypatch.setattr(hosts, "cores", lambda: 8)
+    rows = [row for row in searched() if row.point in (START, FASTER)]
+    done = Run(base=START, rows=rows, compared=[side(START, 100, 101, 99), side(FASTER, 160, 161, 159)])
+    done.decision = decide(*done.compared, Goal())
+    found = report("net", {"backend": "unified"}, Options(), done, {})
+    assert found["conclusion"] == (
+        "engine openvino wins: 1.60 times the throughput of the config as it is, beyond the noise of 3 rounds"
+    )
+    assert found["lines"] == ['parameters { key: "engine" value { string_value: "openvino" } }']
+    assert [(row["as_it_is"], row["engine"]) for row in found["tried"]] == [(True, "onnxruntime"), (False, "openvino")]
+    done.decision = decide(side(START, 100, 101, 99), side(FASTER, 100, 101, 99), Goal())
+    stays = report("net", {}, Options(), done, {})
+    assert stays["lines"] == []
+    assert stays["conclusion"].startswith("the config as it is stays: the best that was tried has 1.00 times")
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "lines"),
+    [
+        ({}, {}, []),
+        ({"instances": 2, "threads": 4}, {}, ["instance_group { count: 2 }"]),
+        (
+            {"instances": 2, "threads": 2},
+            {"instance_group": [{"kind": "KIND_CPU"}]},
+            [
+                "instance_group { count: 2 kind: KIND_CPU }",
+                'parameters { key: "intra_op_thread_count" value { string_value: "2" } }',
+            ],
+        ),
+        (
+            {"delay_us": 200},
+            {
+                "dynamic_batching": {"preserve_ordering": True},
+                "parameters": {"build": {"string_value": "background"}},
+            },
+            ["dynamic_batching { max_queue_delay_microseconds: 200 preserve_ordering: true }"],
+        ),
+        (
+            {"instances": 2, "threads": 4},
+            {"parameters": {"intra_op_thread_count": {"string_value": "8"}}},
+            [
+                "instance_group { count: 2 }",
+                'parameters { key: "intra_op_thread_count" value { string_value: "4" } }',
+            ],
+        ),
+    ],
+    ids=["nothing", "threads follow the instances", "other threads", "what stands beside it stays", "threads written"],
+)
+def test_only_what_was_moved_is_written(monkeypatch, changes, config, lines):
+    monkeypatch.setattr(hosts, "cores", lambda: 8)
+    assert config_lines(fields_of(dataclasses.replace(START, **changes), START, config)) == lines
 
 
 @pytest.mark.parametrize(("text", "value"), [("20ms", 20), ("0.02s", 20), (" 20 MS", 20), ("500us", 0.5), (".5s", 500)])
