@@ -11,7 +11,11 @@ from pathlib import Path
 __all__ = ["PAGES", "ROOT", "Block", "blocks", "commands", "mentioned"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/**/*.md")))
+PAGES = (
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted(ROOT.glob("docs/[!_]*/**/*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+)
 _MENTIONED = re.compile(r"`(?:\.venv/bin/)?(triton-unified [a-z][^`]*)`")
 _SHOWN = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?triton-unified .*")
 
