@@ -60,7 +60,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def commands(block: Block) -> Iterator[list[str]]:
     """The `triton-unified` command lines of a block: their words behind that name."""
-    for line in block.lines:
+    for line in block.text.replace("\\\n", " ").splitlines():
         if _SHOWN.fullmatch(line):
             words = shlex.split(line.removeprefix("$ "), comments=True)
             yield words[next(at for at, word in enumerate(words) if word.endswith("triton-unified")) + 1 :]

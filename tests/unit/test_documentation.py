@@ -55,6 +55,7 @@ OTHERS = {
     "export": "sets a variable; its name is held to the code below",
     "openssl": "makes keys; tests/unit/test_cache_signing.py makes such",
     "head": "makes a secret",
+    "chromium-headless-shell": "makes a picture of a page",
 }
 PARAMETER = re.compile(r'parameters \{ key: "[^"]+" value \{ string_value: "(?:[^"\\]|\\.)*" \} \}')
 CONFIG = re.compile(r"(name|backend|platform|max_batch_size|input|output|parameters|optimization)\b\s*[:\[{]")
