@@ -19,6 +19,8 @@ from opened import Opened
 from playwright.sync_api import Page
 from results import point, result, variant
 from unified_backend.errors import Refused
+from unified_backend.measuring.perf_analyzer import Reading
+from unified_backend.measuring.result import PointResult, Result, ServedVariant
 from unified_backend.reports import palette, require, write
 
 PageAt = Callable[..., Opened]
@@ -300,6 +302,27 @@ def test_tables_have_the_numbers_that_were_measured(reports: Any, page_at: PageA
         assert row[2]["value"] == min(one["p50"]["median"] for one in points)
         assert row[3]["value"] == max(check["max_rel"] for check in own["verified"])
         assert [row[6]["value"], row[7]["value"]] == [own["memory_bytes"], own["load_seconds"]]
+
+
+def test_what_bench_makes_of_its_readings_is_drawn(page_at: PageAt, tmp_path: Path) -> None:
+    """Its own classes, with what may be missing: percentiles, memory, parts, verification."""
+    variant = ServedVariant(
+        "fused", "ocr", "auto", "pipeline", "as it came", "as it came", 1, 2, 0, 0.5, None, (), ("a",)
+    )
+    rounds = [Reading(speed, 3.5, parts={"queue": 1.0, "infer": 2.25}) for speed in (10.5, 11.5, 14.0)]
+    points = [PointResult("fused", 1, 1, rounds), PointResult("fused", 1, 4, [Reading(21.0, 7.0)])]
+    facts = {"cpu": "A processor", "cores": 2, "memory_bytes": 1000, "gpu": ["One", "Two"], "system": "Linux"}
+    subject = {"name": "ocr", "kind": "pipeline", "models": ["ocr"]}
+    done = Result("2026-11-27T16:40:00+00:00", subject, "bench", facts, {}, "zeros", variants=[variant], points=points)
+    write(done.to_json(), tmp_path / "report.html")
+    opened = page_at(tmp_path / "report.html")
+    rows = _table(opened.page, "m1-curves-1-data")
+    assert [row[2]["value"] for row in rows] == [point.spread("throughput").median for point in points] == [11.5, 21.0]
+    assert [row[6]["text"] for row in rows] == ["-", "-"]
+    assert opened.page.locator("#m1-b1-p50-marks-0 use").count() == 1
+    assert opened.page.locator("[id^=m1-b1-p99]").count() == 0
+    assert [row[8]["value"] for row in _table(opened.page, "m1-shares-1-data")] == [3.25]
+    assert opened.errors == []
 
 
 def test_every_plot_has_words_and_a_table(reports: Any, page_at: PageAt) -> None:
