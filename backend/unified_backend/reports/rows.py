@@ -16,7 +16,7 @@ __all__ = ["BAND", "Row", "bar", "rows"]
 
 BAND = 11.0  # pixels, of a bar
 _LINE = 14.0
-_GAP = 10.0
+_GAP = 11.0
 _AFTER_HEAD = 4.0
 _SIDE = 10.0
 _AXIS = 42.0
@@ -80,6 +80,6 @@ def rows(entries: Sequence[Row], label: str | None) -> tuple[Figure, Axes]:
         for line in name:
             y += _LINE
             axes.text(0, y, line, transform=place, va="baseline")
-        row.draw(axes, y + 4 + BAND / 2)
+        row.draw(axes, y + 5 + BAND / 2)
         y += BAND + _GAP
     return figure, axes
