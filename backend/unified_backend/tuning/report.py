@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from unified_backend import hosts
 from unified_backend.pbtxt import to_lines
 from unified_backend.tuning.comparing import Compared, Decision
 from unified_backend.tuning.run import Options, Run
@@ -127,11 +128,16 @@ def _compared(one: Compared) -> dict[str, Any]:
 
 
 def _notes(done: Run) -> list[str]:
-    """What who serves with the winner should know."""
+    """What who reads the result, or serves with the winner, should know."""
+    notes = []
+    if done.busy > hosts.cores():
+        notes.append(
+            f"the machine was busy when this began (a load of {done.busy:.1f} on {hosts.cores()} cores): an idle one may "
+            "find other settings"
+        )
     winner = done.decision.winner if done.decision else None
     if winner is None or done.base is None:
-        return []
-    notes = []
+        return notes
     point, base = winner.point, done.base
     if point.max_batch_size < base.max_batch_size:
         notes.append(f"requests of more than {point.max_batch_size} samples are refused with max_batch_size so")
