@@ -132,8 +132,8 @@ def _notes(done: Run) -> list[str]:
     notes = []
     if done.busy > hosts.cores():
         notes.append(
-            f"the machine was busy when this began (a load of {done.busy:.1f} on {hosts.cores()} cores): an idle one may "
-            "find other settings"
+            f"the machine was busy when this began (a load of {done.busy:.1f} on {hosts.cores()} cores): on an idle one "
+            "other settings may win"
         )
     winner = done.decision.winner if done.decision else None
     if winner is None or done.base is None:
