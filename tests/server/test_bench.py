@@ -157,23 +157,3 @@ def test_nothing_measured_is_a_failure_that_says_why(home: Path, model: Path) ->
     assert done.returncode == 1
     assert "nothing of" in done.stderr
     assert "it takes mnn, and no onnx" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--engines", "fast"], '"fast" is none of auto'),
-        (["--batch", "0"], '"0" is no number from 1'),
-        (["--compare", "pyproject.toml"], "pyproject.toml is no result of bench"),
-        (["--out", "nowhere/bench.json"], "there is no such folder"),
-        (["--url", "localhost:1", "--instances", "2"], "--url leaves nothing to choose"),
-        (["--data", "nowhere"], "there is no such file or folder"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_before_anything_is_served(
-    home: Path, model: Path, options: list[str], said: str
-) -> None:
-    done = bench(home, model, *options)
-    assert done.returncode == 2, done.stdout
-    assert said in done.stderr
-    assert "loading" not in done.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import shlex
 import sys
@@ -11,11 +9,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from unified_backend import logs
+from unified_backend import logs, reports
 from unified_backend.cli.bench_shown import Shown, print_comparison, print_result
 from unified_backend.cli.cache.shared import AsJson, opened, print_json
 from unified_backend.engines.printed import natives_aside
@@ -26,9 +24,10 @@ from unified_backend.measuring.compare import compare
 from unified_backend.measuring.data import require_data
 from unified_backend.measuring.inputs import parse_shapes
 from unified_backend.measuring.machine import machine, versions
+from unified_backend.measuring.opening import Candidate, Plan
 from unified_backend.measuring.perf_analyzer import find_perf_analyzer
 from unified_backend.measuring.result import Result, read_result
-from unified_backend.measuring.run import Candidate, Measured, Plan, run
+from unified_backend.measuring.run import Measured, run
 from unified_backend.measuring.subjects import FORMS, Subject, subjects_of
 from unified_backend.measuring.variants import Variant, combinations
 from unified_backend.settings import PRECISIONS
@@ -101,8 +100,6 @@ def bench(
 
     triton-unified bench models/classifier --engines onnxruntime,openvino --concurrency 1,4 --out bench.json
     """
-    natives_aside()
-    logs.to_standard_error(logging.WARNING)
     plan = Plan(
         _listed(batch, _count, "--batch"),
         _listed(concurrency, _count, "--concurrency"),
@@ -120,11 +117,16 @@ def bench(
     )
     if data:
         require_data(data)
+    if fail_if_slower and not against:
+        raise Refused("--fail-if-slower has nothing to go by", "there is no earlier result", "Add --compare OLD.json")
     old = read_result(against) if against else None
-    write_report = _report_writer() if report else None
+    if report:
+        reports.require()
     for path in (out, report):
         _require_place(path)
     tool = find_perf_analyzer()
+    natives_aside()
+    logs.to_standard_error(logging.WARNING)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     measured = Measured()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Shown(quiet=as_json) as shown:
@@ -147,8 +149,8 @@ def bench(
         do = "Correct what the reasons name, and give inputs with --data where they are missing"
         raise MeasurementError(f"nothing of {subject} was measured", reasons, do)
     _finish(done, out, as_json)
-    if write_report and report:
-        write_report(done.to_json(), report)
+    if report:
+        reports.write(done.to_json(), report)
         typer.echo(f"report: {report}", err=as_json)
     if old:
         comparison = compare(old, done)
@@ -229,19 +231,6 @@ def _result(
         skipped=measured.skipped,
     )
     return done.with_advice(advice(done))
-
-
-def _report_writer() -> Callable[[Any, Path], None]:
-    """`reports.write`, refused before anything is measured where what it draws with is missing."""
-    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Refused(
-            "--report cannot be written",
-            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed",
-            "Run `pip install 'triton-unified-backend[report]'`",
-        )
-    write: Callable[[Any, Path], None] = importlib.import_module("unified_backend.reports").write
-    return write
 
 
 def _require_place(path: Path | None) -> None:

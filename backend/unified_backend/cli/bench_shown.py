@@ -11,9 +11,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from unified_backend.cli.cache.shared import amount, one_line, print_facts, print_rows
 from unified_backend.measuring.compare import Comparison
+from unified_backend.measuring.opening import Candidate
 from unified_backend.measuring.perf_analyzer import Reading
 from unified_backend.measuring.result import PointResult, Result, ServedVariant, Skipped
-from unified_backend.measuring.run import Candidate, Watch
+from unified_backend.measuring.run import Watch
 
 __all__ = ["Shown", "clock", "print_comparison", "print_result"]
 

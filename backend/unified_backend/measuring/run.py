@@ -9,75 +9,25 @@ readings taken seconds apart. Where memory is short they are served in groups.
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unified_backend.errors import MeasurementError, Refused, UnifiedError
+from unified_backend.errors import MeasurementError
 from unified_backend.measuring.counts import Counts
-from unified_backend.measuring.inputs import Inputs
-from unified_backend.measuring.perf_analyzer import LASTS, STARTUP_SECONDS, Reading, enough_seconds
+from unified_backend.measuring.opening import Candidate, Plan, Ready, Skip, opened
+from unified_backend.measuring.perf_analyzer import Reading
 from unified_backend.measuring.result import PointResult, ServedVariant, Skipped
-from unified_backend.measuring.served import Point, Served, running, served
-from unified_backend.measuring.serving import NotLoadedError
-from unified_backend.measuring.subjects import Subject
-from unified_backend.measuring.variants import Variant
+from unified_backend.measuring.served import Point
 
-__all__ = ["Candidate", "Measured", "Plan", "Watch", "run"]
+__all__ = ["Measured", "Watch", "run"]
 
 _AT_ONCE = 8  # servers
 _FREE_MEMORY = 0.3  # of the machine's, for another server to be started beside those that run
 _STOP_SECONDS = 3.0  # of a server, measured on a busy machine
-_TRIAL_SECONDS = 0.3
-_LONGEST_SECONDS = 60.0  # of a request: a window of perf_analyzer would see none end
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A subject served one way; or, without a subject, a model of a server that runs already.
-
-    Attributes:
-        name: of the model, where there is no subject.
-        url: of that server's endpoint.
-    """
-
-    variant: Variant
-    subject: Subject | None = None
-    name: str = ""
-    url: str = ""
-
-    @property
-    def id(self) -> str:
-        """What points call it."""
-        return self.variant.id if self.subject else "as served"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured of each variant.
-
-    Attributes:
-        seconds: of one point in one round; slow models get longer.
-        data: the user's file or folder of inputs.
-        shapes: of inputs with open dimensions, without the batch.
-    """
-
-    batches: Sequence[int] = (1,)
-    concurrencies: Sequence[int] = (1, 4)
-    seconds: float = 3.0
-    rounds: int = 3
-    protocol: str = "grpc"
-    data: Path | None = None
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    @property
-    def points(self) -> list[Point]:
-        """Every combination."""
-        return [Point(batch, concurrency) for batch in self.batches for concurrency in self.concurrencies]
 
 
 class Watch:
@@ -123,28 +73,16 @@ class Measured:
         """Since it began."""
         return time.monotonic() - self.began
 
+    def add(self, one: Ready) -> None:
+        """A variant that answers."""
+        self.triton = self.triton or one.served.client.version()
+        self.inputs[one.served.name] = one.inputs.words
+        self.variants.append(one.found)
+
     @property
     def points(self) -> list[PointResult]:
         """Those that have a reading."""
-        return [_point_result(ident, point, rows, self.variants) for (ident, point), rows in self.readings.items()]
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A variant that answers.
-
-    Attributes:
-        latencies: that were foreseen at each point, in seconds.
-        overhead: of one measurement, beside its windows.
-        load_seconds: that it took to get here.
-    """
-
-    id: str
-    served: Served
-    inputs: Inputs
-    latencies: dict[Point, float]
-    overhead: float
-    load_seconds: float
+        return [_point_result(ident, point, rows) for (ident, point), rows in self.readings.items()]
 
 
 def run(
@@ -163,16 +101,23 @@ def run(
         into: what grows meanwhile: for who is interrupted.
     """
     done = into if into is not None else Measured()
+
+    def skip(what: str, why: str) -> None:
+        done.skipped.append(Skipped(what, why))
+        watch.skipped(done.skipped[-1])
+
     waiting = list(candidates)
     while waiting:
         with ExitStack() as stack:
-            ready: list[_Ready] = []
+            ready: list[Ready] = []
             while waiting and _room_beside(len(ready)):
                 watch.loading(waiting[0], len(candidates) - len(waiting) + 1, len(candidates))
-                one = _opened(stack, waiting.pop(0), plan, folder, tool, watch, done)
-                ready += [one] if one else []
+                if one := opened(stack, waiting.pop(0), plan, folder, tool, skip):
+                    done.add(one)
+                    watch.loaded(one.found, one.inputs.words)
+                    ready.append(one)
             if ready:
-                _measure(ready, len(waiting), plan, tool, watch, done)
+                _measure(ready, len(waiting), plan, tool, watch, done, skip)
             for one in ready:  # so that they end at the same time
                 if one.served.server:
                     one.served.server.signal(signal.SIGTERM)
@@ -187,142 +132,11 @@ def _room_beside(count: int) -> bool:
     return count < _AT_ONCE and sizes["MemAvailable"] > _FREE_MEMORY * sizes["MemTotal"]
 
 
-def _opened(
-    stack: ExitStack, candidate: Candidate, plan: Plan, folder: Path, tool: Path, watch: Watch, done: Measured
-) -> _Ready | None:
-    """A variant that was loaded and has answered; None if it cannot be served, which is noted then."""
-    began = time.monotonic()
-
-    def skip(what: str, why: str) -> None:
-        done.skipped.append(Skipped(what, why))
-        watch.skipped(done.skipped[-1])
-
-    try:
-        one, notes = _entered(stack, candidate, plan, folder)
-        done.triton = done.triton or one.client.version()
-        inputs = one.inputs(plan.data, plan.shapes)
-        sizes = [size for size in plan.batches if size <= max(1, one.max_batch_size)]
-        for size in plan.batches:
-            if size not in sizes:
-                skip(f"{candidate.id} batch {size}", _no_batch(one))
-        points = [point for point in plan.points if point.batch in sizes]
-        latencies = dict(_foreseen(one, inputs, points, plan, skip, candidate.id))
-        overhead = _overhead(one, inputs, latencies, tool)
-    except Refused as error:
-        if candidate.subject is None or not candidate.subject.form:
-            raise  # wrong data for the one thing that is measured
-        skip(candidate.id, f"{error.what}: {error.why}")
-        return None
-    except NotLoadedError as error:
-        skip(candidate.id, "; ".join(map(_plain, error.reasons.values())))
-        return None
-    except UnifiedError as error:
-        skip(candidate.id, f"{error.what}: {error.why}")
-        return None
-    done.inputs[one.name] = inputs.words
-    done.variants.append(one.facts(candidate.id, notes))
-    watch.loaded(done.variants[-1], inputs.words)
-    return _Ready(candidate.id, one, inputs, latencies, overhead, time.monotonic() - began)
-
-
-def _plain(reason: str) -> str:
-    """A load's reason without the names of Triton's classes."""
-    return reason.removeprefix("Internal: ").removeprefix("TritonModelException: ")
-
-
-def _no_batch(one: Served) -> str:
-    size = one.max_batch_size
-    return f"the model's max_batch_size is {size}" if size else "the model takes no batches (max_batch_size 0)"
-
-
-def _entered(stack: ExitStack, candidate: Candidate, plan: Plan, folder: Path) -> tuple[Served, list[str]]:
-    """The variant, served; a pipeline's models that its engine does not take keep their own."""
-    variant, subject = candidate.variant, candidate.subject
-    place = folder / f"{len(list(folder.iterdir()))}"
-    place.mkdir()
-    if subject is None:
-        return stack.enter_context(running(candidate.name, candidate.url, place, plan.protocol)), []
-    notes: list[str] = []
-    while True:
-        attempt: AbstractContextManager[Served] = served(subject, variant, place, plan.protocol)
-        try:
-            return stack.enter_context(attempt), notes
-        except NotLoadedError as error:
-            refused = _members_at_fault(subject, variant, error.reasons)
-            if not refused or not (variant.engine or variant.precision):
-                raise
-            variant = dataclasses.replace(variant, without=(*variant.without, *refused))
-            notes += [f"{name} keeps its own engine and precision: {_plain(why)}" for name, why in refused.items()]
-            if not _members(subject) - set(variant.without):
-                raise
-            place = folder / f"{len(list(folder.iterdir()))}"
-            place.mkdir()
-
-
-def _members(subject: Subject) -> set[str]:
-    """The models of a pipeline that an engine runs."""
-    if subject.kind != "pipeline":
-        return set()
-    models = [inner for model in subject.models for inner in (model.members or [model])]
-    return {model.name for model in models if model.ours and not model.is_stage}
-
-
-def _members_at_fault(subject: Subject, variant: Variant, reasons: Mapping[str, str]) -> dict[str, str]:
-    """Those of a pipeline's models that did not load as the variant has them, and why."""
-    found = {}
-    for name in _members(subject) - set(variant.without):
-        for model, why in reasons.items():
-            if model == name or f"{name}/" in why or f" {name}:" in why:
-                found[name] = why
-    return found
-
-
-def _foreseen(
-    one: Served, inputs: Inputs, points: Sequence[Point], plan: Plan, skip: Callable[[str, str], None], ident: str
-) -> Iterator[tuple[Point, float]]:
-    """The latency at each point: of requests that were sent, several at once where it decides how long is measured."""
-    alone: dict[int, float] = {}
-    for point in points:
-        if point.batch not in alone:
-            one.ask(inputs, point.batch)
-            alone[point.batch] = min(one.ask(inputs, point.batch) for _ in range(2))
-        latency = alone[point.batch]
-        worst = latency * point.concurrency
-        if enough_seconds(worst) > plan.seconds and point.concurrency > 1 and worst < _LONGEST_SECONDS:
-            latency = one.ask_at_once(inputs, point.batch, point.concurrency)
-        elif point.concurrency > 1:
-            latency = worst
-        if latency > _LONGEST_SECONDS:
-            what = f"{ident} batch {point.batch} concurrency {point.concurrency}"
-            skip(what, f"a request takes about {latency:.0f} s")
-            continue
-        yield point, latency
-
-
-def _overhead(one: Served, inputs: Inputs, latencies: Mapping[Point, float], tool: Path) -> float:
-    """Seconds that a measurement takes beside its windows, seen at the quickest point."""
-    if not latencies:
-        return STARTUP_SECONDS
-    point, latency = min(latencies.items(), key=lambda pair: pair[1])
-    if enough_seconds(latency) > _TRIAL_SECONDS:
-        return STARTUP_SECONDS
-    began = time.monotonic()
-    one.measure(tool, point, inputs, _TRIAL_SECONDS)
-    return time.monotonic() - began - LASTS * _TRIAL_SECONDS
-
-
-def _seconds(one: _Ready, point: Point, plan: Plan) -> float:
-    """How long a point is measured, in every round: what takes another while in each is hard to compare."""
-    return max(plan.seconds, enough_seconds(one.latencies[point]))
-
-
-def _cost(one: _Ready, point: Point, plan: Plan) -> float:
-    return LASTS * _seconds(one, point, plan) + one.overhead + one.latencies[point]
-
-
-def _measure(ready: Sequence[_Ready], waiting: int, plan: Plan, tool: Path, watch: Watch, done: Measured) -> None:
+def _measure(
+    ready: Sequence[Ready], waiting: int, plan: Plan, tool: Path, watch: Watch, done: Measured, skip: Skip
+) -> None:
     """Every round of these variants, a point after the other, the variants in turn at each."""
-    total = plan.rounds * sum(_cost(one, point, plan) for one in ready for point in one.latencies) + _STOP_SECONDS
+    total = plan.rounds * sum(one.cost(point, plan) for one in ready for point in one.latencies) + _STOP_SECONDS
     others = waiting * (total / len(ready) + sum(one.load_seconds for one in ready) / len(ready))
     watch.estimated(total + others, waiting)
     if done.estimate_seconds is None:
@@ -336,13 +150,12 @@ def _measure(ready: Sequence[_Ready], waiting: int, plan: Plan, tool: Path, watc
                     continue
                 what = f"{one.id} batch {point.batch} concurrency {point.concurrency}"
                 watch.measuring(what, turn + 1, behind, total + others)
-                cost = _cost(one, point, plan)
+                cost = one.cost(point, plan)
                 try:
-                    reading, counts = one.served.measure(tool, point, one.inputs, _seconds(one, point, plan))
+                    reading, counts = one.served.measure(tool, point, one.inputs, one.seconds(point, plan))
                 except MeasurementError as error:
                     failed.add((one.id, point))
-                    done.skipped.append(Skipped(what, f"{error.what}: {error.why}"))
-                    watch.skipped(done.skipped[-1])
+                    skip(what, f"{error.what}: {error.why}")
                     continue
                 finally:
                     behind += cost
@@ -350,9 +163,7 @@ def _measure(ready: Sequence[_Ready], waiting: int, plan: Plan, tool: Path, watc
                 watch.measured(what, reading)
 
 
-def _point_result(
-    ident: str, point: Point, rows: Sequence[tuple[Reading, Counts]], variants: Sequence[ServedVariant]
-) -> PointResult:
+def _point_result(ident: str, point: Point, rows: Sequence[tuple[Reading, Counts]]) -> PointResult:
     readings = [reading for reading, _ in rows]
     counts = [count for _, count in rows]
     busy = [
