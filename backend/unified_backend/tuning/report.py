@@ -131,10 +131,8 @@ def _notes(done: Run) -> list[str]:
     """What who reads the result, or serves with the winner, should know."""
     notes = []
     if done.busy > hosts.cores():
-        notes.append(
-            f"the machine was busy when this began (a load of {done.busy:.1f} on {hosts.cores()} cores): on an idle one "
-            "other settings may win"
-        )
+        load = f"a load of {done.busy:.1f} on {hosts.cores()} cores"
+        notes.append(f"the machine was busy when this began ({load}): on an idle one other settings may win")
     winner = done.decision.winner if done.decision else None
     if winner is None or done.base is None:
         return notes
