@@ -47,7 +47,7 @@ def report(name: str, config: Mapping[str, Any], options: Options, done: Run, ma
         "stopped": done.stopped,
         "tried": [_tried(row, done, best, goal) for row in done.rows],
         "passed_over": done.passed_over,
-        "compared": [_compared(one) for one in done.compared],
+        "compared": [_compared(one, done) for one in done.compared],
         "winner": dataclasses.asdict(decision.winner.point) if decision and decision.winner else None,
         "ratio": decision.ratio if decision else None,
         "conclusion": conclusion(done, goal),
@@ -101,7 +101,7 @@ def _named(point: Point, done: Run) -> str:
         "instances": "instances",
         "threads": "threads",
         "max_batch_size": "max batch",
-        "delay_us": "queue delay in us",
+        "delay_us": "delay us",
         "preferred": "preferred batch",
     }
     base = vars(done.base) if done.base else {}
@@ -122,8 +122,13 @@ def _tried(row: Tried, done: Run, best: Tried | None, goal: Goal) -> dict[str, A
     }
 
 
-def _compared(one: Compared) -> dict[str, Any]:
-    values = {"point": dataclasses.asdict(one.point), "concurrency": one.concurrency, "rounds": len(one.readings)}
+def _compared(one: Compared, done: Run) -> dict[str, Any]:
+    values = {
+        "what": _named(one.point, done),
+        "point": dataclasses.asdict(one.point),
+        "concurrency": one.concurrency,
+        "rounds": len(one.readings),
+    }
     return values | {name: dataclasses.asdict(one.spread(name)) for name in ("throughput", "p50", "p99")}
 
 
