@@ -214,8 +214,7 @@ def _print(values: Mapping[str, Any]) -> None:
     print_facts(facts)
     print_rows(_TRIED, [_tried_cells(row) for row in values["tried"]], right=_TRIED[2:-1])
     if values["compared"]:
-        base = values["compared"][0]["point"]
-        print_rows(_COMPARED, [_compared_cells(row, base) for row in values["compared"]], right=_COMPARED[1:])
+        print_rows(_COMPARED, map(_compared_cells, values["compared"]), right=_COMPARED[1:])
     facts = {"result": values["conclusion"]}
     facts |= {f"note {number}": note for number, note in enumerate(values["notes"], 1)}
     print_facts(facts | ({"config.pbtxt": values["wrote"]} if values["wrote"] else {}))
@@ -232,11 +231,10 @@ def _tried_cells(row: Mapping[str, Any]) -> list[str]:
     return [*way, *figures, "; ".join(filter(None, ("as it is" if row["as_it_is"] else "", row["verdict"])))]
 
 
-def _compared_cells(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    changed = [f"{name} {value}" for name, value in row["point"].items() if value != base[name]]
+def _compared_cells(row: Mapping[str, Any]) -> list[str]:
     speed = row["throughput"]
     return [
-        ", ".join(changed) or "as it is",
+        row["what"],
         str(row["concurrency"]),
         str(row["rounds"]),
         *(f"{speed[name]:.1f}" for name in ("median", "low", "high")),

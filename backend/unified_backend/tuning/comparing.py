@@ -64,7 +64,7 @@ def decide(default: Compared, best: Compared, goal: Goal) -> Decision:
         return Decision(best, ratio, "the config as it is does not keep the latency budget")
     if _beyond(best, default, goal):
         return Decision(best, ratio, f"beyond the noise of {rounds} rounds")
-    return Decision(None, ratio, f"within the noise of {rounds} rounds")
+    return Decision(None, ratio, f"within the noise of {rounds} rounds" if ratio > 1 else f"in {rounds} rounds")
 
 
 def _gain(one: Compared, other: Compared, goal: Goal) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from unified_backend import hosts
 from unified_backend.pbtxt import to_lines
 from unified_backend.tuning.comparing import Compared, Decision
 from unified_backend.tuning.run import Options, Run
@@ -46,7 +47,7 @@ def report(name: str, config: Mapping[str, Any], options: Options, done: Run, ma
         "stopped": done.stopped,
         "tried": [_tried(row, done, best, goal) for row in done.rows],
         "passed_over": done.passed_over,
-        "compared": [_compared(one) for one in done.compared],
+        "compared": [_compared(one, done) for one in done.compared],
         "winner": dataclasses.asdict(decision.winner.point) if decision and decision.winner else None,
         "ratio": decision.ratio if decision else None,
         "conclusion": conclusion(done, goal),
@@ -100,7 +101,7 @@ def _named(point: Point, done: Run) -> str:
         "instances": "instances",
         "threads": "threads",
         "max_batch_size": "max batch",
-        "delay_us": "queue delay in us",
+        "delay_us": "delay us",
         "preferred": "preferred batch",
     }
     base = vars(done.base) if done.base else {}
@@ -121,17 +122,25 @@ def _tried(row: Tried, done: Run, best: Tried | None, goal: Goal) -> dict[str, A
     }
 
 
-def _compared(one: Compared) -> dict[str, Any]:
-    values = {"point": dataclasses.asdict(one.point), "concurrency": one.concurrency, "rounds": len(one.readings)}
+def _compared(one: Compared, done: Run) -> dict[str, Any]:
+    values = {
+        "what": _named(one.point, done),
+        "point": dataclasses.asdict(one.point),
+        "concurrency": one.concurrency,
+        "rounds": len(one.readings),
+    }
     return values | {name: dataclasses.asdict(one.spread(name)) for name in ("throughput", "p50", "p99")}
 
 
 def _notes(done: Run) -> list[str]:
-    """What who serves with the winner should know."""
+    """What who reads the result, or serves with the winner, should know."""
+    notes = []
+    if done.busy > hosts.cores():
+        load = f"a load of {done.busy:.1f} on {hosts.cores()} cores"
+        notes.append(f"the machine was busy when this began ({load}): on an idle one other settings may win")
     winner = done.decision.winner if done.decision else None
     if winner is None or done.base is None:
-        return []
-    notes = []
+        return notes
     point, base = winner.point, done.base
     if point.max_batch_size < base.max_batch_size:
         notes.append(f"requests of more than {point.max_batch_size} samples are refused with max_batch_size so")

@@ -8,6 +8,7 @@ done.decision, done.rows
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Run:
         base: the config as it is.
         passed_over: engine -> why it is not tried.
         stopped: why the search ended before nothing more helped; "" if it did not.
+        busy: processes that ran on this machine, on average, in the minute before.
     """
 
     base: Point | None = None
@@ -72,6 +74,7 @@ class Run:
     compared: list[Compared] = field(default_factory=list)
     decision: Decision | None = None
     stopped: str = ""
+    busy: float = field(default_factory=lambda: os.getloadavg()[0])
     began: float = field(default_factory=time.monotonic)
 
 

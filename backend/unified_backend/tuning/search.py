@@ -12,8 +12,8 @@ from unified_backend.tuning.space import ALTERNATIVES, AXES, Point, Space
 
 __all__ = ["Goal", "Tried", "best_of", "search", "verdict"]
 
-# Two readings of the same thing lie so far apart even on a quiet machine; what is kept is compared again in the end.
-_NOISE = 0.02
+# Two readings of the same thing are so far apart; what is kept is compared again in the end, and more carefully.
+_NOISE = 0.05
 _HOPELESS = 0.7
 
 
