@@ -86,7 +86,7 @@ def config_template(
             ),
             "#instance_group [ { count: 2 kind: KIND_CPU } ]",
             "",
-            *_comment("Parameters, each with what it does. `None` is said of one whose line is left out, like here."),
+            *_comment("Parameters, each with what it does."),
             *(line for offered in _OFFERED if offered not in parameters for line in _parameter(offered, form)),
             "",
         )
@@ -140,13 +140,13 @@ def _parameter(name: str, form: str) -> Iterator[str]:
         refuse_unused(form, read_settings(form, {name: value}, tuple(ENGINES)), form)
     except (ConfigError, SourceError):
         return
-    said = parameter_help()[name]
-    what = said.what.rstrip(".")
+    said = parameter_help(tuple(ENGINES))[name]
+    values = said.values
     if name == "engine":
         takers = [engine.name for engine in ENGINES.values() if {form, "onnx"} & engine.accepts]
-        what += f": {', '.join(takers)}"
+        values = ", ".join(f"`{taker}`" for taker in ("auto", *takers))
     default = f" Default: {said.default}." if said.default else ""
-    yield from _comment(f"{name}: {what}.{default}")
+    yield from _comment(f"{name}: {said.what.rstrip('.')}. Values: {values}.{default}")
     yield f"#{_line(name, value)}"
 
 

@@ -28,13 +28,13 @@ from unified_backend.values import (
     words,
 )
 
-__all__ = ["FIELDS", "Settings", "is_session_option", "parameter_parsers", "read_settings"]
+__all__ = ["FIELDS", "PRECISIONS", "Settings", "is_session_option", "parameter_parsers", "read_settings"]
 
 logger = logging.getLogger(__name__)
 
 _TRITON_OWN = {"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", "TRITON_BATCH_STRATEGY_PATH"}
 # ONNX Runtime's session configuration keys (onnxruntime_session_options_config_keys.h) start with one of these.
-_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "auto")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "auto")
 FIELDS = {"memory.enable_memory_arena_shrinkage": "arena_shrinkage"}  # of parameters whose names are no Python names
 _SESSION_PREFIXES = ("session.", "optimization.", "ep.", "mlas.")
 
@@ -217,7 +217,7 @@ def parameter_parsers(engines: tuple[str, ...]) -> dict[str, Callable[[str], Any
         "batch_buckets": sizes,
         "contexts": at_least_one,
         "cuda_graph": choice(SWITCH),
-        "precision": choice({name: name for name in _PRECISIONS}),
+        "precision": choice({name: name for name in PRECISIONS}),
         "exclude": words,
         "calibration": str,
         "calibration_method": choice({name: name for name in ("min-max", "entropy", "percentile", "dynamic")}),

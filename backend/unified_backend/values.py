@@ -16,6 +16,7 @@ __all__ = [
     "count",
     "options",
     "parse_bytes",
+    "parse_milliseconds",
     "positive",
     "renamed",
     "separated",
@@ -38,6 +39,18 @@ def parse_bytes(text: str) -> int:
         raise ValueError('it must be a size such as "20GB", "512MiB" or a number of bytes')
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " KMGT".index(match[2] or " "))
+
+
+def parse_milliseconds(text: str) -> float:
+    """Milliseconds in a time span such as `20ms`, `0.02s` or `500us`.
+
+    Raises:
+        ValueError: it is not one, or it is 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise ValueError('it must be a time with its unit, such as "20ms", "0.02s" or "500us"')
+    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,8 +101,10 @@ def write_repository(folder: Path) -> None:
     unified_model(folder, "eight", DENSE, config=parameters(precision="int8", calibration_method="dynamic"))
     unified_model(folder, "brain", DENSE, config=parameters(precision="bf16"))
     outside = unified_model(folder, "outside", DENSE, config='backend: "unified"')
-    net = outside / "1" / "net"
-    onnx.save(onnx.load(net), net, save_as_external_data=True, location="weights.data", size_threshold=0)
+    net = onnx.load(outside / "1" / "net")
+    [weights] = net.graph.initializer
+    weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights), weights.name))
+    onnx.save(net, outside / "1" / "net", save_as_external_data=True, location="weights.data", size_threshold=0)
     best = unified_model(folder, "best", DENSE, config=parameters(postprocess="softmax | topk(2, names.txt)"))
     (best / "1" / "names.txt").write_text("\n".join("abcdefgh"))
     ir = engine_files.ir(engine_files.CLS)

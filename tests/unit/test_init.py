@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from unified_backend.new_model import place_of
 from unified_backend.parameter_help import parameter_help
 from unified_backend.pbtxt import read_pbtxt
 from unified_backend.repository import parameters
-from unified_backend.settings import Settings, read_settings
-from unified_backend.tensorrt_options import TensorRtOptions
+from unified_backend.settings import Settings, parameter_parsers, read_settings
 
 WITHOUT = {"TRITON_UNIFIED_TOOLCHAINS": "off"}
 PITCH = ("basic-pitch", "saved_models/icassp_2022/nmp")
@@ -52,14 +50,12 @@ def source(kind: str, folder: Path) -> Path:
             onnx.save_model(onnx.parser.parse_model(RELU.replace("N,4", "3,4")), path)
         case "savedmodel":
             path = real_models.path(*PITCH)
-        case "tflite":
-            path = real_models.path("basic-pitch", f"{PITCH[1]}.tflite")
         case _:
             path, _ = ncnn_models.image_net(folder)
     return path
 
 
-@pytest.mark.parametrize("kind", ["onnx", "not batched", "savedmodel", "tflite", "ncnn"])
+@pytest.mark.parametrize("kind", ["onnx", "not batched", "savedmodel", "ncnn"])
 def test_it_loads_as_it_is_and_with_every_completed_line_written(tmp_path, kind):
     (folder := tmp_path / "trained").mkdir()
     made = printed(tmp_path, "init", "mine", "--from", source(kind, folder), "--into", tmp_path / "models")
@@ -98,9 +94,8 @@ def test_parameters_that_the_format_has_not_got_are_not_offered(tmp_path, net):
 
 def test_every_parameter_says_what_it_does():
     """Whoever adds one says it in the docstring that config.pbtxt gets it from."""
-    documented = parameter_help()
-    fields = (*dataclasses.fields(Settings), *dataclasses.fields(TensorRtOptions))
-    assert {field.name for field in fields} - documented.keys() == {"tensorrt"}
+    documented = parameter_help(tuple(ENGINES))
+    assert documented.keys() == parameter_parsers(tuple(ENGINES)).keys()
     assert all(len(said.what) > 10 for said in documented.values())
     assert documented["graph_optimization"].default == "all"
 

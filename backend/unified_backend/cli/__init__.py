@@ -21,6 +21,7 @@ from unified_backend.cli.install import install, uninstall
 from unified_backend.cli.optimize import optimize
 from unified_backend.cli.serve import ServeCommand, serve
 from unified_backend.cli.top import top
+from unified_backend.cli.tune import tune
 from unified_backend.errors import UnifiedError
 from unified_backend.stopping import clean_up_when_stopped
 
@@ -42,6 +43,7 @@ app.command()(check)
 app.command()(inspect)
 app.command()(convert)
 app.command()(optimize)
+app.command()(tune)
 app.command()(doctor)
 app.command()(top)
 app.command()(build)

@@ -30,13 +30,13 @@ from unified_backend.measuring.result import Result, read_result
 from unified_backend.measuring.run import Measured, run
 from unified_backend.measuring.subjects import FORMS, Subject, subjects_of
 from unified_backend.measuring.variants import Variant, combinations
+from unified_backend.settings import PRECISIONS
 
 __all__ = ["bench"]
 
 T = TypeVar("T", int, str)
 
 _ENGINES = ("auto", *ENGINES)
-_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "auto")
 
 
 def bench(
@@ -111,7 +111,7 @@ def bench(
     )
     ways = combinations(
         _listed(engines, _one_of(_ENGINES), "--engines"),
-        _listed(precisions, _one_of(_PRECISIONS), "--precisions"),
+        _listed(precisions, _one_of(PRECISIONS), "--precisions"),
         _listed(instances, _count, "--instances"),
         _listed(threads, _count, "--threads"),
     )

@@ -40,9 +40,10 @@ def top(
 ) -> None:
     """Watch a running server: for each model what it answers, how fast, in which batches and by which engine.
 
-    Figures are of the last interval. `ms` is the mean time of a request in the server, of which `queue` to `output`
-    are parts; `batch` the mean number of rows that the engine ran at once. Counted since the load are `cache`, what
-    the cache held of the entries it asked for, and `misses`, requests outside every profile of a TensorRT engine.
+    Figures are of the last interval. `req/s` counts requests answered with an error too, `fail/s` these alone. `ms` is
+    the mean time of a request in the server, of which `queue` to `output` are parts; `batch` the mean number of rows
+    that the engine ran at once. Counted since the load are `cache`, what the cache held of the entries it asked for,
+    and `misses`, requests outside every profile of a TensorRT engine.
 
     Exits with 0, at Ctrl-C too; 1 if there is no server, if it goes away, or if it is no Triton's metrics page; 2 if an
     option is wrong. Models of other backends are shown as far as Triton counts for them.

@@ -17,6 +17,7 @@ from unified_backend.reports.tables import Table
 __all__ = ["page"]
 
 _FOLDER = Path(__file__).parent
+_FIRST_ADVICE = 5  # sentences that a reader sees at once; `bench` puts what changes most first
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def page(result: Result) -> str:
         patterns=palette.PATTERNS,
         css=(_FOLDER / "page.css").read_text(encoding="ascii"),
         machine=_machine(result),
+        first_advice=_FIRST_ADVICE,
         skipped={
             why: [what for what, other in result.skipped if other == why]
             for why in dict.fromkeys(why for _, why in result.skipped)
@@ -126,7 +128,7 @@ def _section(result: Result, model: str, key: str) -> Section:
         steps=[
             Plot(
                 variant.id,
-                _some(shares.waterfall(result.points_of(variant), model, f"{key}-steps-{number}")),
+                _some(shares.waterfall(result.points_of(variant), f"{key}-steps-{number}")),
                 tables.steps(result.points_of(variant), f"Time in each step with {variant.id}, in milliseconds"),
                 variant.id,
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from unified_backend.reports.result import Variant
 
 __all__ = ["DARK", "LIGHT", "PATTERNS", "Look", "looks", "sentinel", "with_variables"]
 
-# Six hues after Okabe and Ito, shifted until each has 3:1 to its paper (WCAG 1.4.11) and text has 4.5:1.
+# Blue, red, green, purple, amber and grey, moved until each two are as far apart as can be for eyes without one kind of
+# cones too (33 in CIELAB, of which Okabe and Ito's on white have 3), with 3:1 to their paper (WCAG 1.4.11).
 LIGHT = {
     "paper": "#ffffff",
     "raised": "#f5f6f7",
@@ -19,12 +21,12 @@ LIGHT = {
     "link": "#0b5cad",
     "good": "#0b6e4f",
     "bad": "#b3261e",
-    "series-1": "#0072b2",
-    "series-2": "#d55e00",
-    "series-3": "#00906a",
-    "series-4": "#b4578f",
-    "series-5": "#8a7a00",
-    "series-6": "#3f464d",
+    "series-1": "#0443b7",
+    "series-2": "#861400",
+    "series-3": "#37a36d",
+    "series-4": "#894780",
+    "series-5": "#d38000",
+    "series-6": "#1b1f22",
 }
 DARK = {
     "paper": "#14171a",
@@ -35,12 +37,12 @@ DARK = {
     "link": "#7fbdf2",
     "good": "#5fd0a5",
     "bad": "#ff8f85",
-    "series-1": "#56b4e9",
-    "series-2": "#ef8a3c",
-    "series-3": "#21b78c",
-    "series-4": "#e29bc6",
-    "series-5": "#e2d34a",
-    "series-6": "#c9d0d6",
+    "series-1": "#06b9ff",
+    "series-2": "#d55806",
+    "series-3": "#07734d",
+    "series-4": "#a84098",
+    "series-5": "#ffc800",
+    "series-6": "#b6bfc6",
 }
 # What fills the parts of a request's time, in their order: a hue each, and lines on every other one, so that neighbours
 # differ without any hue. Each with the path that is drawn over a tile of 6 by 6 pixels.
@@ -67,17 +69,20 @@ class Look:
 
 
 def looks(variants: Sequence[Variant]) -> dict[str, Look]:
-    """id -> look: one hue an engine, one dash a precision, and a marker of its own for each of twelve."""
+    """id -> look: one hue an engine, one dash a precision (or number of instances), and a marker for each of twelve."""
     engines = list(dict.fromkeys(variant.engine for variant in variants))
-    precisions = list(dict.fromkeys(variant.precision for variant in variants))
+    kinds: list[str | int] = [variant.precision for variant in variants]
+    if len(set(kinds)) == 1:
+        kinds = [variant.instances for variant in variants]
+    dashes = dict(zip(dict.fromkeys(kinds), cycle(_DASHES), strict=False))
     spread_hues = len(engines) == 1  # then hues are free to tell variants apart
     return {
         variant.id: Look(
             sentinel(_SERIES[(number if spread_hues else engines.index(variant.engine)) % len(_SERIES)]),
             _MARKERS[number % len(_MARKERS)],
-            _DASHES[precisions.index(variant.precision) % len(_DASHES)],
+            dashes[kind],
         )
-        for number, variant in enumerate(variants)
+        for number, (variant, kind) in enumerate(zip(variants, kinds, strict=True))
     }
 
 

@@ -23,7 +23,8 @@ _PARTS = {
     "output": "nv_inference_compute_output_duration_us",
 }
 _ROWS, _RUNS = "nv_inference_count", "nv_inference_exec_count"
-_OUR_ROWS, _OUR_RUNS = "unified_batch_size_sum", "unified_batch_size_count"
+_OUR_ROWS, _OUR_RUNS, _OUR_ERRORS = "unified_batch_size_sum", "unified_batch_size_count", "unified_request_errors_total"
+_OURS = (_OUR_ROWS, _OUR_RUNS, _OUR_ERRORS)
 _COUNTERS = (_SUCCESS, _FAILURE, _REQUEST, *_PARTS.values(), _ROWS, _RUNS)
 
 
@@ -44,7 +45,7 @@ class ModelTraffic:
 
     Attributes:
         engines: those that answer; () for models of other backends.
-        requests: answered a second; None where the model's counters began again meanwhile.
+        requests: answered a second, with an error too; None where the model's counters began again meanwhile.
         failures: requests that failed a second.
         batch: mean rows of a run of the engine; None where nothing ran.
         latency: of the requests that were answered; None where none was.
@@ -93,7 +94,10 @@ def traffic(before: Page, after: Page) -> Traffic:
     """What happened between two pages of a server."""
     seconds = after.moment - before.moment
     counted = {family: (_by_model(before.of(family)), _by_model(after.of(family))) for family in _COUNTERS}
-    ours = {family: _gained_by_process(before.of(family), after.of(family)) for family in (_OUR_ROWS, _OUR_RUNS)}
+    ours = {
+        family: _gained_by_process(before.of(family), after.of(family))
+        for family in (_OUR_ROWS, _OUR_RUNS, _OUR_ERRORS)
+    }
     engines: dict[Model, set[str]] = {}
     for labels, value in after.of("unified_engine_info"):
         if value > 0:
@@ -113,7 +117,7 @@ def traffic(before: Page, after: Page) -> Traffic:
                 *model,
                 tuple(sorted(engines.get(model, ()))),
                 None if again else gained[_SUCCESS] / seconds,
-                None if again else gained[_FAILURE] / seconds,
+                None if again else _failures(before, after, model, ours[_OUR_ERRORS][model]) / seconds,
                 rows / runs if runs > 0 and not again else None,
                 None if again else _latency(gained),
                 _lookups(after, model),
@@ -128,6 +132,20 @@ def traffic(before: Page, after: Page) -> Traffic:
         _only(after, "nv_cpu_memory_total_bytes"),
         tuple(restarted),
     )
+
+
+def _failures(before: Page, after: Page, model: Model, errors: float) -> float:
+    """Requests of a model that failed.
+
+    Triton 2.51 counts those that a Python-based backend answers with an error as successes, which `errors` knows
+    better; should a later one count them, it is under the reason BACKEND.
+    """
+    found: Counter[bool] = Counter()
+    for page, sign in ((before, -1), (after, 1)):
+        for labels, value in page.of(_FAILURE):
+            if _model(labels) == model:
+                found[labels.get("reason") == "BACKEND"] += sign * int(value)
+    return found[False] + max(found[True], errors)
 
 
 def _by_model(samples: Samples) -> defaultdict[Model, float]:
