@@ -82,7 +82,7 @@ def test_idle_engines_queues_and_transport_are_told_of_the_busiest_load() -> Non
     queue = point("auto x1", [100, 99], 1, 16, parts={"queue": 7.0, "infer": 3.0}, busy=0.99)
     assert "the queue is 70% of the latency" in advice(result([queue]))[0]
     way = point("auto x1", [100, 99], 1, 16, parts={"network": 6.0, "queue": 0.1, "infer": 4.0}, busy=0.99)
-    assert "shared memory saves copies" in advice(result([way]))[0]
+    assert "59% of the latency is the way to the server and back" in advice(result([way]))[0]
     assert advice(result([way], options={"protocol": "shm"})) == []
 
 

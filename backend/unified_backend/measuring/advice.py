@@ -176,7 +176,7 @@ def _parts(result: Result) -> Iterator[str]:
             do = "more instances would share it" if idle and idle > _IDLE else "fewer requests in flight, or more cores"
             yield f"the queue is {queue:.0%} of the latency {where}: {do}"
         if network > _NETWORK and result.options.get("protocol") != "shm":
-            yield f"{network:.0%} of the latency is the way to the server and back {where}: shared memory saves copies"
+            yield f"{network:.0%} of the latency is the way to the server and back {where}: try --protocol shm"
         costs = {step.model: sum(step.parts.values()) for step in point.steps}
         if costs and (total := sum(costs.values())) and max(costs.values()) > _STEP * total:
             slowest = max(costs, key=lambda name: costs[name])

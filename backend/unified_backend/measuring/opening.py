@@ -115,6 +115,9 @@ def opened(stack: ExitStack, candidate: Candidate, plan: Plan, folder: Path, too
         Refused: the one thing that is measured does not take the data.
     """
     began = time.monotonic()
+    if candidate.subject and candidate.subject.problem:
+        skip(candidate.id, candidate.subject.problem)
+        return None
     with ExitStack() as own:
         try:
             one, notes = _entered(own, candidate, plan, folder)

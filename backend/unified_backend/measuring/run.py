@@ -155,7 +155,7 @@ def _measure(
                     reading, counts = one.served.measure(tool, point, one.inputs, one.seconds(point, plan))
                 except MeasurementError as error:
                     failed.add((one.id, point))
-                    skip(what, f"{error.what}: {error.why}")
+                    skip(what, f"{error.what}: {error.why.strip().splitlines()[-1]}")
                     continue
                 finally:
                     behind += cost

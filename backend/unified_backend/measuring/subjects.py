@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from unified_backend.cache import Cache
 from unified_backend.ensembles.definition import read_definition
 from unified_backend.ensembles.members import wired
 from unified_backend.ensembles.writing import write_ensemble, write_fused
-from unified_backend.errors import Refused
+from unified_backend.errors import Refused, UnifiedError
 from unified_backend.formats.pipeline import FILE, read_compiled
 from unified_backend.pbtxt import gives_max_batch_size
 from unified_backend.repository import completed_by_core, ensemble_steps, our_config, version_folder
@@ -58,17 +59,19 @@ class Subject:
     Attributes:
         name: of the model that requests go to; the first of `models`.
         form: what distinguishes it in a list of several: of a pipeline's two forms, of a repository's models.
+        problem: why it cannot be served, where that is known already; it has no models then.
     """
 
     name: str
     kind: Kind
     models: Sequence[ServedModel]
     form: str = ""
+    problem: str = ""
 
     @property
     def config(self) -> Mapping[str, Any]:
         """Of the model that requests go to."""
-        return self.models[0].config
+        return self.models[0].config if self.models else {}
 
     @property
     def samples(self) -> list[Path]:
@@ -106,15 +109,21 @@ def _has_versions(path: Path) -> bool:
 
 
 def _of_repository(path: Path, folders: Sequence[Path]) -> list[Subject]:
-    ours = [child for child in folders if completed_by_core(child).get("backend") == "unified"]
-    if not ours:
+    """Its models of this backend; one whose config is wrong is told, and stops no other."""
+    found = []
+    for child in folders:
+        try:
+            if completed_by_core(child).get("backend") == "unified":
+                found.append(dataclasses.replace(_of_directory(child), form=child.name))
+        except UnifiedError as error:
+            found.append(Subject(child.name, "model", [], child.name, f"{error.what}: {error.why}"))
+    if not found:
         raise Refused(
             f"{path} has no model of this backend",
             f"it has {', '.join(child.name for child in folders)}",
             'Name one with `backend: "unified"`',
         )
-    found = [_of_directory(child) for child in ours]
-    return [Subject(one.name, one.kind, one.models, one.name) for one in found if not one.models[0].is_stage]
+    return [one for one in found if not any(model.is_stage for model in one.models[:1])]
 
 
 def _of_directory(path: Path) -> Subject:
@@ -187,8 +196,12 @@ def _built(path: Path, folder: Path, cache: Cache, forms: Sequence[str]) -> Iter
         repository = folder / form
         repository.mkdir(parents=True)
         write = write_fused if form == "fused" else write_ensemble
-        write(wired(definition, repository, cache), repository, replace=False)
+        try:
+            write(wired(definition, repository, cache), repository, replace=False)
+        except UnifiedError as error:
+            yield Subject(definition.name, "pipeline", [], form, f"{error.what}: {error.why}")
+            continue
         for child in beside:
             (repository / definition.name / "samples").symlink_to(child.resolve())
         one = _of_directory(repository / definition.name)
-        yield Subject(one.name, "pipeline", one.models, form)
+        yield dataclasses.replace(one, form=form)
