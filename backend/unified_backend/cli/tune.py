@@ -31,6 +31,7 @@ from unified_backend.values import parse_milliseconds, words
 
 __all__ = ["tune"]
 
+_NOTHING = "nothing was written"
 _TRIED = (
     *("engine", "precision", "instances", "threads", "max batch", "delay us", "preferred"),
     *("in flight", "inferences/s", "p50 ms", "p99 ms", "verdict"),
@@ -90,7 +91,6 @@ def tune(
         data,
     )
     model = named(model).absolute()
-    config_file = model / "config.pbtxt"
     _require_writable(model, write, out)
     tool, done = find_perf_analyzer(), Run()
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
@@ -106,12 +106,10 @@ def tune(
         except SystemExit:  # told to stop: see stopping.py
             done.stopped = "interrupted"
             if done.rows:
-                _finish(found(), None, out, as_json)
+                _finish(found(), _NOTHING if write else None, out, as_json)
             raise
     fields = winning_fields(done, subject.config)
-    wrote = write_merged(config_file, fields) if write and fields else None
-    if write and not fields:
-        wrote = "nothing was written"
+    wrote = write_merged(model / "config.pbtxt", fields) if write and fields else _NOTHING if write else None
     _finish(found(), wrote, out, as_json)
     if not best_of(done.rows, options.goal):
         raise typer.Exit(1)
