@@ -19,6 +19,8 @@ from opened import Opened
 from playwright.sync_api import Page
 from results import point, result, variant
 from unified_backend.errors import Refused
+from unified_backend.measuring.perf_analyzer import Reading
+from unified_backend.measuring.result import PointResult, Result, ServedVariant
 from unified_backend.reports import palette, require, write
 
 PageAt = Callable[..., Opened]
@@ -62,7 +64,7 @@ def _pipeline() -> dict[str, Any]:
         inside = {name: each["parts"][name] for name in ("queue", "input", "infer", "output")}
         each["steps"] = [
             {"model": name, "parts": {part: share * value for part, value in inside.items()}}
-            for name, share in (("detect", 0.5), ("crop_" + LONG, 0.1), ("recognise", 0.4))
+            for name, share in (("ocr", 1.0), ("detect", 0.5), ("crop_" + LONG, 0.1), ("recognise", 0.4))
         ]
     return one
 
@@ -220,10 +222,10 @@ def test_steps_of_a_pipeline_follow_one_another(reports: Any, page_at: PageAt) -
     starts, ends = [min(box[0] for box in step) for step in boxes], [max(box[1] for box in step) for step in boxes]
     assert starts[1:] == pytest.approx(ends[:-1], abs=1)
     assert len({round(step[0][2]) for step in boxes}) == 3
-    [point] = [
-        one for one in value["points"] if one["variant"] == value["variants"][0]["id"] and one["concurrency"] == 4
-    ]
-    spent = [sum(step["parts"].values()) for step in point["steps"]]
+    [loaded] = [one for one in value["points"][:2] if one["concurrency"] == 4]
+    spent = [sum(step["parts"].values()) for step in loaded["steps"][1:]]
+    names = page.locator("#m1-steps-1-data").locator("xpath=ancestor::table").locator("tbody th").all_text_contents()
+    assert [name.strip() for name in names[:3]] == [step["model"] for step in loaded["steps"][1:]]  # not the whole
     widths = [end - start for start, end in zip(starts, ends, strict=True)]
     assert [width / sum(widths) for width in widths] == pytest.approx([one / sum(spent) for one in spent], abs=0.01)
 
@@ -302,6 +304,27 @@ def test_tables_have_the_numbers_that_were_measured(reports: Any, page_at: PageA
         assert [row[6]["value"], row[7]["value"]] == [own["memory_bytes"], own["load_seconds"]]
 
 
+def test_what_bench_makes_of_its_readings_is_drawn(page_at: PageAt, tmp_path: Path) -> None:
+    """Its own classes, with what may be missing: percentiles, memory, parts, verification."""
+    variant = ServedVariant(
+        "fused", "ocr", "auto", "pipeline", "as it came", "as it came", 1, 2, 0, 0.5, None, (), ("a",)
+    )
+    rounds = [Reading(speed, 3.5, parts={"queue": 1.0, "infer": 2.25}) for speed in (10.5, 11.5, 14.0)]
+    points = [PointResult("fused", 1, 1, rounds), PointResult("fused", 1, 4, [Reading(21.0, 7.0)])]
+    facts = {"cpu": "A processor", "cores": 2, "memory_bytes": 1000, "gpu": ["One", "Two"], "system": "Linux"}
+    subject = {"name": "ocr", "kind": "pipeline", "models": ["ocr"]}
+    done = Result("2026-11-27T16:40:00+00:00", subject, "bench", facts, {}, "zeros", variants=[variant], points=points)
+    write(done.to_json(), tmp_path / "report.html")
+    opened = page_at(tmp_path / "report.html")
+    rows = _table(opened.page, "m1-curves-1-data")
+    assert [row[2]["value"] for row in rows] == [point.spread("throughput").median for point in points] == [11.5, 21.0]
+    assert [row[6]["text"] for row in rows] == ["-", "-"]
+    assert opened.page.locator("#m1-b1-p50-marks-0 use").count() == 1
+    assert opened.page.locator("[id^=m1-b1-p99]").count() == 0
+    assert [row[8]["value"] for row in _table(opened.page, "m1-shares-1-data")] == [3.25]
+    assert opened.errors == []
+
+
 def test_every_plot_has_words_and_a_table(reports: Any, page_at: PageAt) -> None:
     page = page_at(reports("few")[1]).page
     figures = page.locator("figure").all()
@@ -378,7 +401,7 @@ def test_the_page_says_what_to_do_what_was_skipped_and_how_to_repeat_it(reports:
 
 def test_the_same_result_gives_the_same_bytes_in_another_process(reports: Any, tmp_path: Path) -> None:
     """And nothing is left in the user's home, nor drawn with what is set there."""
-    value, path = reports("few")
+    value, path = reports("pipeline")
     (tmp_path / "matplotlibrc").write_text("lines.linewidth: 9\n")
     saved = tmp_path / "result.json"
     saved.write_text(json.dumps(value))

@@ -12,13 +12,16 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = (
-    "index.html",
-    "tasks/stages.html",
-    "reference/parameters.html",
-    "reference/api.html",
-    "troubleshooting.html",
-)
+WIDE, NARROW = (1440, False), (360, True)  # width in pixels, and whether it is dark
+KINDS = [
+    ("index.html", *WIDE),
+    ("index.html", *NARROW),
+    ("tasks/stages.html", *WIDE),
+    ("tasks/stages.html", *NARROW),
+    ("reference/parameters.html", *WIDE),
+    ("reference/api.html", *NARROW),
+    ("troubleshooting.html", *WIDE),
+]
 
 
 class Page(HTMLParser):
@@ -87,8 +90,7 @@ def test_everything_that_a_page_loads_is_beside_it(site, pages):
     assert missing == []
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1440, False), (360, True)], ids=["wide and light", "narrow and dark"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "width", "dark"), KINDS)
 def test_pages_have_no_error_fit_their_window_and_can_be_read(site, page_at, kind, width, dark):
     opened = page_at(site / kind, width=width, dark=dark)
     assert (opened.errors, opened.failed, opened.outside) == ([], [], [])

@@ -11,7 +11,11 @@ from pathlib import Path
 __all__ = ["PAGES", "ROOT", "Block", "blocks", "commands", "mentioned"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/**/*.md")))
+PAGES = (
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted(ROOT.glob("docs/[!_]*/**/*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+)
 _MENTIONED = re.compile(r"`(?:\.venv/bin/)?(triton-unified [a-z][^`]*)`")
 _SHOWN = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?triton-unified .*")
 
@@ -56,7 +60,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def commands(block: Block) -> Iterator[list[str]]:
     """The `triton-unified` command lines of a block: their words behind that name."""
-    for line in block.lines:
+    for line in block.text.replace("\\\n", " ").splitlines():
         if _SHOWN.fullmatch(line):
             words = shlex.split(line.removeprefix("$ "), comments=True)
             yield words[next(at for at, word in enumerate(words) if word.endswith("triton-unified")) + 1 :]

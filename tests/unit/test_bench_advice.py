@@ -42,7 +42,7 @@ def test_instances_are_held_against_threads() -> None:
     variants = [variant("auto x1", threads=2), variant("auto x2", instances=2, threads=1)]
     points = [point("auto x1", [100, 101], 1, 4), point("auto x2", [120, 119], 1, 4)]
     assert advice(result(points, variants)) == [
-        "2 instances with 1 thread each gives 1.19 times 1 instance with 2 threads each at batch 1 concurrency 4"
+        "2 instances with 1 thread each give 1.19 times 1 instance with 2 threads each at batch 1 concurrency 4"
     ]
 
 

@@ -55,6 +55,7 @@ OTHERS = {
     "export": "sets a variable; its name is held to the code below",
     "openssl": "makes keys; tests/unit/test_cache_signing.py makes such",
     "head": "makes a secret",
+    "chromium-headless-shell": "makes a picture of a page",
 }
 PARAMETER = re.compile(r'parameters \{ key: "[^"]+" value \{ string_value: "(?:[^"\\]|\\.)*" \} \}')
 CONFIG = re.compile(r"(name|backend|platform|max_batch_size|input|output|parameters|optimization)\b\s*[:\[{]")
@@ -124,7 +125,7 @@ def test_configs_and_pipelines_are_read(block, tmp_path, caplog):
         return
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.pbtxt").write_text(block.text)
+    (folder / "config.pbtxt").write_text(block.text.replace("...\n", ""))
     config = read_pbtxt(folder / "config.pbtxt")
     read_settings(
         "model/1", accelerator_parameters("model/1", config, parameters_of(config, "model/1")), tuple(ENGINES)

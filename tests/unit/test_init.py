@@ -50,14 +50,12 @@ def source(kind: str, folder: Path) -> Path:
             onnx.save_model(onnx.parser.parse_model(RELU.replace("N,4", "3,4")), path)
         case "savedmodel":
             path = real_models.path(*PITCH)
-        case "tflite":
-            path = real_models.path("basic-pitch", f"{PITCH[1]}.tflite")
         case _:
             path, _ = ncnn_models.image_net(folder)
     return path
 
 
-@pytest.mark.parametrize("kind", ["onnx", "not batched", "savedmodel", "tflite", "ncnn"])
+@pytest.mark.parametrize("kind", ["onnx", "not batched", "savedmodel", "ncnn"])
 def test_it_loads_as_it_is_and_with_every_completed_line_written(tmp_path, kind):
     (folder := tmp_path / "trained").mkdir()
     made = printed(tmp_path, "init", "mine", "--from", source(kind, folder), "--into", tmp_path / "models")

@@ -117,8 +117,9 @@ def _instances(result: Result) -> Iterator[str]:
                 continue
             found = ratio(best, first)
             if found:
-                words = f"gives {found:.2f} times {_shape(base)}"
-                yield f"{_named(result, group)}{_shape(_of(group, best))} {words} {_loads([best], result)}"
+                one = _of(group, best)
+                words = f"{'give' if one.instances > 1 else 'gives'} {found:.2f} times {_shape(base)}"
+                yield f"{_named(result, group)}{_shape(one)} {words} {_loads([best], result)}"
 
 
 def _shape(row: ServedVariant) -> str:
@@ -129,7 +130,7 @@ def _shape(row: ServedVariant) -> str:
 
 def _batches(result: Result) -> Iterator[str]:
     """The batch that gains most, of one variant."""
-    for row, points in _by_variant(result):
+    for row, points in _fastest(result):
         for concurrency in sorted({point.concurrency for point in points}):
             same = sorted((p for p in points if p.concurrency == concurrency), key=lambda p: p.batch)
             if len(same) < 2:
@@ -145,7 +146,7 @@ def _batches(result: Result) -> Iterator[str]:
 
 def _concurrencies(result: Result) -> Iterator[str]:
     """Where more requests in flight only wait."""
-    for row, points in _by_variant(result):
+    for row, points in _fastest(result):
         for batch in sorted({point.batch for point in points}):
             same = sorted((p for p in points if p.batch == batch), key=lambda p: p.concurrency)
             for one, more in itertools.pairwise(same):
@@ -162,7 +163,7 @@ def _concurrencies(result: Result) -> Iterator[str]:
 
 def _parts(result: Result) -> Iterator[str]:
     """Where the time of the busiest load goes."""
-    for row, points in _by_variant(result):
+    for row, points in _fastest(result):
         point = max(points, key=lambda p: (p.concurrency, p.batch))
         where = f"({row.id}, batch {point.batch}, concurrency {point.concurrency})"
         whole = sum(point.parts.values())
@@ -187,8 +188,7 @@ def _alike(result: Result, *fields: str) -> Iterator[list[ServedVariant]]:
     for row in result.variants:
         others = [name for name in ("model", "asked_engine", "precision", "instances") if name not in fields]
         # Where the number of instances was not asked for, threads follow from it, and from the engine.
-        form = row.id.split()[0] if row.id.split()[0] in ("ensemble", "fused") else ""
-        groups.setdefault((form, *(getattr(row, name) for name in others), _threads(row, fields)), []).append(row)
+        groups.setdefault((_form(row), *(getattr(row, name) for name in others), _threads(row, fields)), []).append(row)
     yield from (group for group in groups.values() if len(group) > 1)
 
 
@@ -207,11 +207,23 @@ def _same_load(result: Result, group: Sequence[ServedVariant]) -> Iterator[list[
     yield from (points for points in loads.values() if len(points) > 1)
 
 
-def _by_variant(result: Result) -> Iterator[tuple[ServedVariant, list[PointResult]]]:
+def _fastest(result: Result) -> Iterator[tuple[ServedVariant, list[PointResult]]]:
+    """Of each model and form the variant that is fastest at its best load: what is said of loads is said of it."""
+    best: dict[tuple[str, str], tuple[ServedVariant, list[PointResult]]] = {}
     for row in result.variants:
         points = [point for point in result.points if point.variant == row.id]
-        if points:
-            yield row, points
+        if not points:
+            continue
+        found = best.setdefault((row.model, _form(row)), (row, points))
+        if max(map(_speed, points)) > max(map(_speed, found[1])):
+            best[row.model, _form(row)] = (row, points)
+    yield from best.values()
+
+
+def _form(row: ServedVariant) -> str:
+    """`ensemble` or `fused`, of a pipeline."""
+    first = row.id.split()[0]
+    return first if first in ("ensemble", "fused") else ""
 
 
 def _of(group: Sequence[ServedVariant], point: PointResult) -> ServedVariant:

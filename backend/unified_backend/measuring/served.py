@@ -151,7 +151,7 @@ class Served:
         engines = list(dict.fromkeys(load["engine"] for load in found))
         kinds = list(dict.fromkeys(load["computes_in"].replace("-", " ") for load in found))
         made = sorted({kind for load in self.loads for kind in load.get("made", "").split()})
-        notes = [*notes, f"loaded cold: {', '.join(made)} was not in the cache"] if made else list(notes)
+        notes = [*notes, f"loaded cold, without {', '.join(made)} in the cache"] if made else list(notes)
         return ServedVariant(
             ident,
             self.name,

@@ -128,7 +128,7 @@ def _section(result: Result, model: str, key: str) -> Section:
         steps=[
             Plot(
                 variant.id,
-                _some(shares.waterfall(result.points_of(variant), model, f"{key}-steps-{number}")),
+                _some(shares.waterfall(result.points_of(variant), f"{key}-steps-{number}")),
                 tables.steps(result.points_of(variant), f"Time in each step with {variant.id}, in milliseconds"),
                 variant.id,
             )

@@ -147,7 +147,8 @@ def read(result: Mapping[str, Any]) -> Result:
         place = "/".join(map(str, errors[0].absolute_path)) or "the result"
         raise Refused(f"{place} is not as a benchmark saves it", one_line(errors[0].message)[:300], _DO)
     variants = tuple(map(_variant, cleaned["variants"]))
-    points = tuple(map(_point, cleaned["points"]))
+    served = {variant.id: variant.model for variant in variants}
+    points = tuple(_point(row, served.get(row["variant"])) for row in cleaned["points"])
     _require_named(variants, points)
     subject = cleaned["subject"]
     return Result(
@@ -222,10 +223,14 @@ def _check(row: Mapping[str, Any]) -> Check:
     )
 
 
-def _point(row: Mapping[str, Any]) -> Point:
+def _point(row: Mapping[str, Any], model: str | None) -> Point:
+    """
+    Args:
+        model: that requests went to; Triton's statistics have an ensemble beside its own steps.
+    """
     throughput = _spread(row["throughput"])
     assert throughput is not None  # the schema has it
-    steps = (Step(step["model"], step["parts"]) for step in row.get("steps") or ())
+    steps = (Step(step["model"], step["parts"]) for step in row.get("steps") or () if step["model"] != model)
     return Point(
         variant=row["variant"],
         batch=row["batch"],

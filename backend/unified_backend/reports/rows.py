@@ -16,7 +16,8 @@ __all__ = ["BAND", "Row", "bar", "rows"]
 
 BAND = 11.0  # pixels, of a bar
 _LINE = 14.0
-_GAP = 10.0
+_GAP = 11.0
+_AFTER_HEAD = 4.0
 _SIDE = 10.0
 _AXIS = 42.0
 _TIGHT = 8.0
@@ -55,7 +56,7 @@ def rows(entries: Sequence[Row], label: str | None) -> tuple[Figure, Axes]:
     lines = [wrapped(row.name, inner - text_width(row.value) - 12) for row in entries]
     heads = [wrapped(row.head, inner) if row.head else [] for row in entries]
     used = sum(_LINE * (len(one) + len(head)) + BAND + _GAP for one, head in zip(lines, heads, strict=True))
-    used += sum(_GAP for head in heads if head)
+    used += sum(_GAP + _AFTER_HEAD for head in heads if head)
     bottom = _AXIS if label else _TIGHT
     figure = blank(used + bottom + 2)
     axes = panel(figure, _SIDE, 2, _SIDE, bottom)
@@ -74,10 +75,11 @@ def rows(entries: Sequence[Row], label: str | None) -> tuple[Figure, Axes]:
         for line in head:
             y += _LINE
             axes.text(0, y, line, transform=place, va="baseline", fontweight="bold")
+        y += _AFTER_HEAD if head else 0.0
         axes.text(1, y + _LINE, row.value, transform=place, ha="right", va="baseline")
         for line in name:
             y += _LINE
             axes.text(0, y, line, transform=place, va="baseline")
-        row.draw(axes, y + 4 + BAND / 2)
+        row.draw(axes, y + 5 + BAND / 2)
         y += BAND + _GAP
     return figure, axes

@@ -59,15 +59,11 @@ def shares(points: Sequence[Point], key: str) -> Drawing | None:
     return _finished(entries, key, f"Parts of a request's time; {'; '.join(longest)}. The table below has all values.")
 
 
-def waterfall(points: Sequence[Point], whole: str, key: str) -> Drawing | None:
-    """The steps of a pipeline below one another, each begun where the one before ends; None if no point has steps.
-
-    Args:
-        whole: the pipeline's own name: Triton's statistics have it beside its steps.
-    """
+def waterfall(points: Sequence[Point], key: str) -> Drawing | None:
+    """The steps of a pipeline below one another, each begun where the one before ends; None if no point has steps."""
     entries = []
     for number, point in enumerate(points):
-        steps = [(step.model, grouped(step.parts)) for step in point.steps if step.model != whole]
+        steps = [(step.model, grouped(step.parts)) for step in point.steps]
         total = sum(sum(parts.values()) for _, parts in steps)
         starts = accumulate((sum(parts.values()) for _, parts in steps), initial=0.0)
         for place, ((model, parts), start) in enumerate(zip(steps, starts, strict=False)):

@@ -76,9 +76,9 @@ def loads(points: Iterable[Point], caption: str) -> Table:
 
 
 def parts(points: Iterable[Point], caption: str) -> Table:
-    """Milliseconds of each part of a request."""
+    """Milliseconds of each part of a request, of the loads that tell them."""
     headings = ("batch", "concurrency", *PARTS, "sum")
-    rows = [[_number(point.batch), _number(point.concurrency), *_parts(point.parts)] for point in points]
+    rows = [[_number(point.batch), _number(point.concurrency), *_parts(point.parts)] for point in points if point.parts]
     return Table(caption, headings, rows, frozenset(range(len(headings))))
 
 
