@@ -135,6 +135,11 @@ def test_only_what_can_matter_is_moved(space, fields):
     assert moved == fields
 
 
+def test_batches_that_no_load_fills_are_not_tried():
+    rows = searched(space=dataclasses.replace(SPACE, in_flight=4))
+    assert {row.point.max_batch_size for row in rows} == {32, 4, 2, 1}
+
+
 def test_delays_stay_within_their_share_of_the_budget():
     space = dataclasses.replace(SPACE, longest_delay_us=500)
     assert max(row.point.delay_us for row in searched(space=space)) == 200

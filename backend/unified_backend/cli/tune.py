@@ -31,11 +31,9 @@ from unified_backend.values import parse_milliseconds, words
 
 __all__ = ["tune"]
 
-_TRIED = (
-    *("engine", "precision", "instances", "threads", "max batch", "delay us", "preferred"),
-    *("in flight", "inferences/s", "p50 ms", "p99 ms", "verdict"),
-)
-_COMPARED = ("side by side", "in flight", "rounds", "inferences/s", "low", "high", "p50 ms", "p99 ms")
+_NOTHING = "nothing was written"
+_TRIED = ("tried", "in flight", "per second", "p50 ms", "p99 ms", "verdict")
+_COMPARED = ("side by side", "in flight", "rounds", "per second", "low", "high", "p50 ms", "p99 ms")
 
 
 def tune(
@@ -90,7 +88,6 @@ def tune(
         data,
     )
     model = named(model).absolute()
-    config_file = model / "config.pbtxt"
     _require_writable(model, write, out)
     tool, done = find_perf_analyzer(), Run()
     with tempfile.TemporaryDirectory(prefix="tune-") as scratch:
@@ -106,12 +103,10 @@ def tune(
         except SystemExit:  # told to stop: see stopping.py
             done.stopped = "interrupted"
             if done.rows:
-                _finish(found(), None, out, as_json)
+                _finish(found(), _NOTHING if write else None, out, as_json)
             raise
     fields = winning_fields(done, subject.config)
-    wrote = write_merged(config_file, fields) if write and fields else None
-    if write and not fields:
-        wrote = "nothing was written"
+    wrote = write_merged(model / "config.pbtxt", fields) if write and fields else _NOTHING if write else None
     _finish(found(), wrote, out, as_json)
     if not best_of(done.rows, options.goal):
         raise typer.Exit(1)
@@ -212,7 +207,7 @@ def _print(values: Mapping[str, Any]) -> None:
         **{f"not tried: {name}": why for name, why in values["passed_over"].items()},
     }
     print_facts(facts)
-    print_rows(_TRIED, [_tried_cells(row) for row in values["tried"]], right=_TRIED[2:-1])
+    print_rows(_TRIED, [_tried_cells(row) for row in values["tried"]], right=_TRIED[1:-1])
     if values["compared"]:
         print_rows(_COMPARED, map(_compared_cells, values["compared"]), right=_COMPARED[1:])
     facts = {"result": values["conclusion"]}
@@ -223,12 +218,10 @@ def _print(values: Mapping[str, Any]) -> None:
 
 
 def _tried_cells(row: Mapping[str, Any]) -> list[str]:
-    batching = [str(row[name]) for name in ("max_batch_size", "delay_us", "preferred")]
-    way = [row["engine"], row["precision"] or "as it came", str(row["instances"]), str(row["threads"]), *batching]
     figures = ["-"] * 4
     if row["throughput"] is not None:
         figures = [str(row["concurrency"]), f"{row['throughput']:.1f}", f"{row['p50']:.2f}", f"{row['p99']:.2f}"]
-    return [*way, *figures, "; ".join(filter(None, ("as it is" if row["as_it_is"] else "", row["verdict"])))]
+    return [row["way"], *figures, "; ".join(filter(None, ("as it is" if row["as_it_is"] else "", row["verdict"])))]
 
 
 def _compared_cells(row: Mapping[str, Any]) -> list[str]:

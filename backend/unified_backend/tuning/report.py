@@ -10,7 +10,7 @@ from typing import Any
 from unified_backend import hosts
 from unified_backend.pbtxt import to_lines
 from unified_backend.tuning.comparing import Compared, Decision
-from unified_backend.tuning.run import Options, Run
+from unified_backend.tuning.run import Options, Run, short
 from unified_backend.tuning.search import Goal, Tried, best_of, verdict
 from unified_backend.tuning.served_point import fields_of
 from unified_backend.tuning.space import Point
@@ -113,6 +113,7 @@ def _tried(row: Tried, done: Run, best: Tried | None, goal: Goal) -> dict[str, A
     reading = row.reading
     figures = {name: getattr(reading, name) if reading else None for name in ("throughput", "p50", "p99")}
     return {
+        "way": short(row.point),
         **dataclasses.asdict(row.point),
         "as_it_is": row.point == done.base,
         "concurrency": row.concurrency,

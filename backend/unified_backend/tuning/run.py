@@ -112,6 +112,7 @@ def run(subject: Subject, options: Options, folder: Path, tool: Path, tell: Call
         alone = servers.alone()
         load = _load(options, space, servers.base, alone)
         tell(f"{short(servers.base)}; a request alone takes {alone:.3g} ms; inputs: {done.inputs}")
+        space = dataclasses.replace(space, in_flight=load.most if options.goal.p99 else load.first)
         _search(servers, options, space, load, left, tell, done)
         _compare(servers, options, left, tell, done)
 

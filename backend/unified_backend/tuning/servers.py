@@ -23,7 +23,7 @@ from unified_backend.tuning.space import Point
 
 __all__ = ["STOP_SECONDS", "Servers"]
 
-STOP_SECONDS = 3.0  # of a server, measured on a busy machine
+STOP_SECONDS = 5.0  # of a server, measured on a busy machine
 
 
 class Servers(contextlib.AbstractContextManager["Servers"]):

@@ -45,6 +45,7 @@ class Space:
         cores: that the server may use.
         gpu: the engines run on a GPU, where instances share what threads would be on a processor.
         most_batch: largest max_batch_size; 0 for a model that takes no batches.
+        in_flight: requests that there may be at once: batches do not get larger, whatever is allowed.
         longest_delay_us: of those that the latency budget leaves room for.
         instances: the instance group may be changed.
         alone: one request at a time: there is nothing that instances or batches could serve side by side.
@@ -55,6 +56,7 @@ class Space:
     cores: int = 1
     gpu: bool = False
     most_batch: int = 0
+    in_flight: int = 1_000_000
     longest_delay_us: int = _DELAYS[-1]
     instances: bool = True
     alone: bool = False
@@ -99,8 +101,10 @@ def _threads(point: Point, space: Space) -> Directions:
 def _max_batch_size(point: Point, space: Space) -> Directions:
     if space.alone or not space.most_batch or not point.max_batch_size:
         return
-    sizes_there = (_lowered(point.max_batch_size, 4), _raised(point.max_batch_size, space.most_batch, 4))
-    for sizes in sizes_there:
+    now = point.max_batch_size
+    smaller = [size for size in _lowered(now, 4) if size < space.in_flight]
+    larger = _raised(now, min(space.most_batch, space.in_flight), 4)
+    for sizes in (smaller, larger):
         yield [
             dataclasses.replace(point, max_batch_size=size, preferred=point.preferred if point.preferred < size else 0)
             for size in sizes
