@@ -44,6 +44,8 @@ PROSE = {
     "unified: loaded model=": "a line of a server's log; tests/server reads it",
     "precision fp16: ": "a line of a log; tests/unit/test_halved.py reads it",
     "precision int8: ": "a line of a log; tests/unit/test_quantisation.py reads it",
+    "triton_launch_mode: ": "a file of Model Analyzer's; tests/server/test_model_analyzer.py has its fields",
+    "[Model Analyzer] ": "what Model Analyzer prints",
     "sample 1 of 4: ": "an error of a request; tests/server/test_stages.py gets it",
 }
 # Programs that are not ours.
