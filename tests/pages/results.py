@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from unified_backend.measuring.perf_analyzer import Reading
+from unified_backend.measuring.result import PointResult
+
 __all__ = ["point", "result", "variant"]
 
 
@@ -41,20 +44,11 @@ def point(of: dict[str, Any], batch: int, concurrency: int, **changed: Any) -> d
     shares["infer"] = 1 - sum(shares.values())
     parts = {name: share * p50 * 1.02 for name, share in shares.items()}
 
-    def spread(value: float) -> dict[str, float]:
-        return {"median": value, "low": 0.97 * value, "high": 1.05 * value}
-
-    one = {"throughput": throughput, "p50": p50, "p90": 1.2 * p50, "p95": 1.3 * p50, "p99": 1.6 * p50, "parts": parts}
-    return {
-        "variant": of["id"],
-        "batch": batch,
-        "concurrency": concurrency,
-        "rounds": [one] * 3,
-        "throughput": spread(throughput),
-        "p50": spread(p50),
-        "p99": spread(1.6 * p50),
-        "parts": parts,
-    } | changed
+    rounds = [
+        Reading(share * throughput, share * p50, share * 1.6 * p50, share * 1.2 * p50, share * 1.3 * p50, parts)
+        for share in (0.94, 1.0, 1.1)
+    ]
+    return PointResult(of["id"], batch, concurrency, rounds).to_json() | changed
 
 
 def result(

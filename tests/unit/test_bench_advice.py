@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from measured import point, result, variant
 from unified_backend.measuring.advice import advice, ratio
+from unified_backend.measuring.result import Check, Step
 
 
 def test_an_engine_that_is_faster_in_every_round_is_advised_with_its_parameter() -> None:
@@ -47,7 +48,10 @@ def test_instances_are_held_against_threads() -> None:
 
 
 def test_a_precision_is_told_with_what_it_costs() -> None:
-    verified = [{"max_rel": 0.02, "top1": 0.98, "compared_with": "the model in FP32"}, {"max_rel": 1e-6, "top1": 1.0}]
+    verified = [
+        Check("y", 0.1, 0.02, 0.05, True, top1=0.98, compared_with="the model in FP32"),
+        Check("y", 1e-7, 1e-6, 1e-3, True, top1=1.0),
+    ]
     variants = [
         variant("onnxruntime fp32 x1", precision="fp32"),
         variant("onnxruntime int8 x1", precision="int8", verified=verified),
@@ -83,11 +87,7 @@ def test_idle_engines_queues_and_transport_are_told_of_the_busiest_load() -> Non
 
 
 def test_a_pipeline_names_its_slowest_step_and_its_better_form() -> None:
-    steps = [
-        {"model": "net", "parts": {"queue": 9.0, "infer": 0.0}},
-        {"model": "detect", "parts": {"queue": 1.0, "infer": 7.0}},
-        {"model": "read", "parts": {"queue": 0.0, "infer": 2.0}},
-    ]
+    steps = [Step("detect", {"queue": 1.0, "infer": 7.0}), Step("read", {"queue": 0.0, "infer": 2.0})]
     points = [point("ensemble", [10, 10.1], steps=steps), point("fused", [14, 14.1])]
     assert advice(result(points)) == [
         "fused gives 1.40 times the ensemble's throughput at batch 1 concurrency 1",

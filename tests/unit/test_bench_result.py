@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from measured import point, result
 from unified_backend.errors import Refused
 from unified_backend.measuring.perf_analyzer import Reading
-from unified_backend.measuring.result import PointResult, Skipped, read_result, spread
+from unified_backend.measuring.result import PointResult, Skipped, spread
+from unified_backend.measuring.saved import parse, read_result, write_result
 
 
 def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     made = result([point("auto x1", [100, 103, 98], busy=0.5)], skipped=[Skipped("tensorrt x1", "no driver")])
     made = made.with_advice(["do this"])
-    made.write(tmp_path / "bench.json")
+    write_result(made, tmp_path / "bench.json")
     again = read_result(tmp_path / "bench.json")
     assert again.to_json() == made.to_json()
     values = json.loads((tmp_path / "bench.json").read_text())
@@ -32,7 +34,7 @@ def test_the_spread_of_rounds_is_their_quartiles() -> None:
 
 def test_numbers_that_are_none_are_null_in_json(tmp_path: Path) -> None:
     made = result([PointResult("auto x1", 1, 1, [Reading(10.0, 1.0, 2.0)])])  # no p90
-    made.write(tmp_path / "bench.json")
+    write_result(made, tmp_path / "bench.json")
     assert json.loads((tmp_path / "bench.json").read_text())["points"][0]["rounds"][0]["p90"] is None
     assert math.isnan(read_result(tmp_path / "bench.json").points[0].rounds[0].p90)
 
@@ -43,7 +45,7 @@ def test_numbers_that_are_none_are_null_in_json(tmp_path: Path) -> None:
         ("no json", "it is not JSON"),
         ("[1]", 'it has no "schema"'),
         ('{"schema": 7}', "its schema is 7, and this version reads 1"),
-        ('{"schema": 1}', "it has no 'variants'"),
+        ('{"schema": 1}', "'made' is a required property"),
         ('{"schema": 1, "variants": 3, "points": [], "skipped": []}', "bench.json is no whole result"),
     ],
 )
@@ -53,3 +55,21 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path, content: str, why:
     with pytest.raises(Refused, match=r"bench\.json") as refused:
         read_result(path)
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"points": [{"variant": "x"}]}, "points/0: 'batch' is a required property"),
+        ({"variants": []}, 'a point names the variant "auto x1"'),
+        ({"inputs": 3}, "inputs: 3 is not of type 'string'"),
+    ],
+)
+def test_a_result_that_is_not_whole_is_refused_with_the_place(change: dict[str, Any], why: str) -> None:
+    values = result([point("auto x1", [100, 103])]).to_json()
+    assert parse(values).to_json() == values
+    with pytest.raises(Refused, match="the result is no whole result of bench") as refused:
+        parse(values | change)
+    assert why in str(refused.value)
+    with pytest.raises(Refused, match="two variants are named"):
+        parse(values | {"variants": 2 * values["variants"]})

@@ -26,8 +26,9 @@ from unified_backend.measuring.inputs import parse_shapes
 from unified_backend.measuring.machine import machine, versions
 from unified_backend.measuring.opening import Candidate, Plan
 from unified_backend.measuring.perf_analyzer import find_perf_analyzer
-from unified_backend.measuring.result import Result, read_result
+from unified_backend.measuring.result import Result
 from unified_backend.measuring.run import Measured, run
+from unified_backend.measuring.saved import parse, read_result, write_result
 from unified_backend.measuring.subjects import FORMS, Subject, subjects_of
 from unified_backend.measuring.variants import Variant, combinations
 from unified_backend.settings import PRECISIONS
@@ -150,7 +151,7 @@ def bench(
         raise MeasurementError(f"nothing of {subject} was measured", reasons, do)
     _finish(done, out, as_json)
     if report:
-        reports.write(done.to_json(), report)
+        reports.write(parse(done.to_json()), report)  # as it is read from a file
         typer.echo(f"report: {report}", err=as_json)
     if old:
         comparison = compare(old, done)
@@ -162,7 +163,7 @@ def bench(
 def _finish(done: Result, out: Path | None, as_json: bool, interrupted: bool = False) -> None:
     """Save and show."""
     if out:
-        done.write(out)
+        write_result(done, out)
     if as_json:
         print_json(done.to_json())
         return

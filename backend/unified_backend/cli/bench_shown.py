@@ -137,7 +137,7 @@ def print_result(done: Result) -> None:
 
 
 def _variant_cells(row: ServedVariant) -> list[str]:
-    errors = [one["max_rel"] for one in row.verified if isinstance(one.get("max_rel"), float)]
+    errors = [one.max_rel for one in row.verified]
     return [
         row.id,
         row.engine,
@@ -150,14 +150,14 @@ def _variant_cells(row: ServedVariant) -> list[str]:
 
 
 def _point_cells(row: PointResult) -> list[str]:
-    speed = row.spread("throughput")
+    speed = row.throughput
     queue = row.parts.get("queue")
     return [
         row.variant,
         str(row.batch),
         str(row.concurrency),
         *(f"{value:.1f}" for value in (speed.median, speed.low, speed.high)),
-        *(f"{row.spread(name).median:.2f}" for name in ("p50", "p99")),
+        *(f"{found.median:.2f}" if (found := row.latency(name)) else "-" for name in ("p50", "p99")),
         "-" if queue is None else f"{queue:.2f}",
         "-" if row.busy is None else f"{row.busy:.0%}",
     ]

@@ -85,11 +85,11 @@ def _precisions(result: Result) -> Iterator[str]:
 
 def _errors(row: ServedVariant) -> str:
     """What verification saw of a precision, at its worst output."""
-    rows = [one for one in row.verified if one.get("compared_with") == "the model in FP32"] or list(row.verified)
-    worst = max((one["max_rel"] for one in rows if isinstance(one.get("max_rel"), float)), default=None)
+    rows = [one for one in row.verified if one.compared_with == "the model in FP32"] or list(row.verified)
+    worst = max((one.max_rel for one in rows), default=None)
     if worst is None:
         return ""
-    top1 = min((one["top1"] for one in rows if one.get("top1") is not None), default=None)
+    top1 = min((one.top1 for one in rows if one.top1 is not None), default=None)
     same = "" if top1 is None else f", and {top1:.0%} of its samples keep their likeliest class"
     return f"; its answers differ by up to {worst:.1e} of the largest value{same}"
 
@@ -150,7 +150,8 @@ def _concurrencies(result: Result) -> Iterator[str]:
         for batch in sorted({point.batch for point in points}):
             same = sorted((p for p in points if p.batch == batch), key=lambda p: p.concurrency)
             for one, more in itertools.pairwise(same):
-                grown = more.spread("p50").median / one.spread("p50").median
+                before, after = one.latency("p50"), more.latency("p50")
+                grown = after.median / before.median if before and after else 0.0
                 gained = ratio(more, one)
                 if (gained is None or gained < 1) and grown > 0.7 * more.concurrency / one.concurrency:
                     yield (
@@ -176,7 +177,7 @@ def _parts(result: Result) -> Iterator[str]:
             yield f"the queue is {queue:.0%} of the latency {where}: {do}"
         if network > _NETWORK and result.options.get("protocol") != "shm":
             yield f"{network:.0%} of the latency is the way to the server and back {where}: shared memory saves copies"
-        costs = {step["model"]: sum(step["parts"].values()) for step in point.steps if step["model"] != row.model}
+        costs = {step.model: sum(step.parts.values()) for step in point.steps}
         if costs and (total := sum(costs.values())) and max(costs.values()) > _STEP * total:
             slowest = max(costs, key=lambda name: costs[name])
             yield f"{slowest} takes {costs[slowest] / total:.0%} of the time of the steps {where}: begin there"
@@ -231,7 +232,7 @@ def _of(group: Sequence[ServedVariant], point: PointResult) -> ServedVariant:
 
 
 def _speed(point: PointResult) -> float:
-    return point.spread("throughput").median
+    return point.throughput.median
 
 
 def _named(result: Result, group: Sequence[ServedVariant]) -> str:

@@ -70,7 +70,7 @@ def _place(point: PointResult) -> tuple[str, str, str]:
 
 
 def _compared(before: PointResult, now: PointResult) -> Compared:
-    one, other = before.spread("throughput"), now.spread("throughput")
+    one, other = before.throughput, now.throughput
     ratio = other.median / one.median
     return Compared(now.variant, now.batch, now.concurrency, one, other, ratio, _verdict(before, now, ratio))
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unified_backend.measuring.result import Step
+
 __all__ = ["Counts", "counted"]
 
 _PARTS = {
@@ -21,13 +23,13 @@ class Counts:
     """The server's view of one reading.
 
     Attributes:
-        steps: of each model that ran: `model`, and `parts` of one of its requests, in milliseconds.
+        steps: each model that ran for the one that requests went to, with the parts of one of its own requests.
         requests: that the first model answered.
         busy_seconds: of the busiest model: of its instances' executions, over the number of instances.
         mean_batch: samples in one execution of that model.
     """
 
-    steps: Sequence[Mapping[str, Any]]
+    steps: Sequence[Step]
     requests: int
     busy_seconds: float | None
     mean_batch: float | None
@@ -56,7 +58,8 @@ def counted(
         if answered <= 0 or executions <= 0:
             continue
         parts = {part: (_ns(new, key) - _ns(old, key)) / answered / 1e6 for part, key in _PARTS.items()}
-        steps.append({"model": name, "parts": parts})
+        if name != models[0]:  # an ensemble is counted beside its steps
+            steps.append(Step(name, parts))
         if _runs(new):
             busy = (_executing(new) - _executing(old)) / 1e9 / instances(name)
             if busiest is None or busy > busiest[0]:

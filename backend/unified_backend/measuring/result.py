@@ -1,4 +1,4 @@
-"""What was measured, between dataclasses and the JSON that `bench --out` saves and reports are drawn from."""
+"""What `bench` measured, and the JSON values of it; `saved` has the file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from unified_backend.errors import Refused
 from unified_backend.measuring.perf_analyzer import PARTS, Reading
 
-__all__ = ["SCHEMA", "PointResult", "Result", "ServedVariant", "Skipped", "Spread", "read_result", "spread"]
+__all__ = [
+    "PERCENTILES",
+    "SCHEMA",
+    "Check",
+    "PointResult",
+    "Result",
+    "ServedVariant",
+    "Skipped",
+    "Spread",
+    "Step",
+    "spread",
+]
 
 SCHEMA = 1
-_PERCENTILES = ("p50", "p90", "p95", "p99")
+PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,33 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One output at one batch size, compared with what it should be; see `verification.Compared`.
+
+    Attributes:
+        compared_with: the source's framework, the model in FP32, ...
+    """
+
+    output: str
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    passed: bool
+    batch: int | None = None
+    cosine: float | None = None
+    top1: float | None = None
+    compared_with: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model of an ensemble under the ensemble's load; parts in milliseconds a request."""
+
+    model: str
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class ServedVariant:
     """One way in which a subject was served, and what its load found.
 
@@ -51,7 +87,7 @@ class ServedVariant:
         load_seconds: of the phases that the load reports, from the cache or without it, as `notes` say.
         memory_bytes: proportional set size of the model's processes after the warm requests; None where it is not known
             (a server that was running already).
-        verified: errors by output, as the cache's manifests have them.
+        verified: what the cache's manifests say of the entries that the load used.
     """
 
     id: str
@@ -65,8 +101,13 @@ class ServedVariant:
     max_batch_size: int
     load_seconds: float | None = None
     memory_bytes: int | None = None
-    verified: Sequence[Mapping[str, Any]] = ()
+    verified: Sequence[Check] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Nothing that was verified differs by more than is accepted."""
+        return all(check.passed for check in self.verified)
 
 
 @dataclass(frozen=True)
@@ -75,7 +116,7 @@ class PointResult:
 
     Attributes:
         rounds: one reading a round.
-        steps: of an ensemble, `model` and its `parts` in milliseconds a request, from the server's statistics.
+        steps: of an ensemble, from the server's statistics.
         busy: share of the time in which its instances were executing (of an ensemble: the busiest model's), from the
             server's statistics; None where they do not tell.
         mean_batch: samples in one execution, likewise.
@@ -85,13 +126,19 @@ class PointResult:
     batch: int
     concurrency: int
     rounds: Sequence[Reading]
-    steps: Sequence[Mapping[str, Any]] = ()
+    steps: Sequence[Step] = ()
     busy: float | None = None
     mean_batch: float | None = None
 
-    def spread(self, name: str) -> Spread:
-        """Of `throughput`, `p50`, `p90`, `p95` or `p99` over the rounds."""
-        return spread([getattr(reading, name) for reading in self.rounds])
+    @property
+    def throughput(self) -> Spread:
+        """Inferences a second, over the rounds."""
+        return spread([reading.throughput for reading in self.rounds])
+
+    def latency(self, percentile: str) -> Spread | None:
+        """`p50`, `p90`, `p95` or `p99` over the rounds, in milliseconds; None where none was measured."""
+        known = [value for reading in self.rounds if not math.isnan(value := getattr(reading, percentile))]
+        return spread(known) if known else None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -103,10 +150,10 @@ class PointResult:
         """With medians and spreads beside the rounds."""
         values = {name: getattr(self, name) for name in ("variant", "batch", "concurrency")}
         values["rounds"] = [_reading_to_json(reading) for reading in self.rounds]
-        for name in ("throughput", *_PERCENTILES):
-            values[name] = dataclasses.asdict(self.spread(name))
+        spreads = {"throughput": self.throughput, **{name: self.latency(name) for name in PERCENTILES}}
+        values |= {name: found and dataclasses.asdict(found) for name, found in spreads.items()}
         values |= {"parts": self.parts, "busy": self.busy, "mean_batch": self.mean_batch}
-        return values | ({"steps": list(self.steps)} if self.steps else {})
+        return values | ({"steps": [dataclasses.asdict(step) for step in self.steps]} if self.steps else {})
 
 
 @dataclass(frozen=True)
@@ -152,76 +199,28 @@ class Result:
         values["skipped"] = [dataclasses.asdict(row) for row in self.skipped]
         return {"schema": SCHEMA, **json.loads(json.dumps(_finite(values)))}
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those of the subject, and those that requests went to."""
+        return tuple(dict.fromkeys([*self.subject["models"], *(one.model for one in self.variants)]))
+
+    def variants_of(self, model: str) -> tuple[ServedVariant, ...]:
+        """Those of one model, in the order in which they were measured."""
+        return tuple(one for one in self.variants if one.model == model)
+
+    def points_of(self, variant: ServedVariant) -> tuple[PointResult, ...]:
+        """Those of one variant, by batch and then by concurrency."""
+        own = (point for point in self.points if point.variant == variant.id)
+        return tuple(sorted(own, key=lambda point: (point.batch, point.concurrency)))
+
     def with_advice(self, advice: Sequence[str]) -> Result:
         """The same, with what it says to do."""
         return dataclasses.replace(self, advice=tuple(advice))
 
-    def write(self, path: Path) -> None:
-        """Save it.
-
-        Raises:
-            Refused: the file cannot be written.
-        """
-        try:
-            path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        except OSError as error:
-            raise Refused(f"{path} cannot be written", str(error.strerror), "Name a file elsewhere") from None
-
-
-def read_result(path: Path) -> Result:
-    """What an earlier run saved.
-
-    Raises:
-        Refused: it is not there, no such result, or of another schema.
-    """
-    do = "Name a file that `triton-unified bench --out` wrote"
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise Refused(f"{path} cannot be read", str(error.strerror), do) from None
-    except ValueError as error:
-        raise Refused(f"{path} is no result of bench", f"it is not JSON: {error}", do) from None
-    if not isinstance(values, dict) or "schema" not in values:
-        raise Refused(f"{path} is no result of bench", 'it has no "schema"', do)
-    if values["schema"] != SCHEMA:
-        why = f"its schema is {str(values['schema'])[:40]}, and this version reads {SCHEMA}"
-        raise Refused(f"{path} cannot be read", why, "Measure again with this version")
-    try:
-        return _from_json(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise Refused(f"{path} is no whole result of bench", why, do) from None
-
-
-def _from_json(values: Mapping[str, Any]) -> Result:
-    known = {name.name for name in dataclasses.fields(Result)} & values.keys()
-    nested = {
-        "variants": [_made(ServedVariant, row) for row in values["variants"]],
-        "points": [
-            _made(PointResult, row | {"rounds": [_reading(reading) for reading in row["rounds"]]})
-            for row in values["points"]
-        ],
-        "skipped": [_made(Skipped, row) for row in values["skipped"]],
-    }
-    for point in nested["points"]:
-        if not point.rounds:
-            raise ValueError(f"{point.variant}: a point has no rounds")
-    return Result(**{name: values[name] for name in known} | nested)
-
-
-def _made(kind: Any, row: Mapping[str, Any]) -> Any:
-    """A dataclass of the row's values; what a later version may have added is passed over."""
-    return kind(**{one.name: row[one.name] for one in dataclasses.fields(kind) if one.name in row})
-
 
 def _reading_to_json(reading: Reading) -> dict[str, Any]:
-    values = {name: getattr(reading, name) for name in ("throughput", *_PERCENTILES)}
+    values = {name: getattr(reading, name) for name in ("throughput", *PERCENTILES)}
     return values | {"parts": dict(reading.parts)}
-
-
-def _reading(row: Mapping[str, Any]) -> Reading:
-    numbers = {name: math.nan if row[name] is None else float(row[name]) for name in ("throughput", *_PERCENTILES)}
-    return Reading(**numbers, parts={str(name): float(value) for name, value in row["parts"].items()})
 
 
 def _finite(value: Any) -> Any:

@@ -172,13 +172,12 @@ def _point_result(ident: str, point: Point, rows: Sequence[tuple[Reading, Counts
         if count.busy_seconds is not None and count.requests
     ]
     sizes = [count.mean_batch for count in counts if count.mean_batch is not None]
-    steps = counts[-1].steps if len(counts[-1].steps) > 1 else ()
     return PointResult(
         ident,
         point.batch,
         point.concurrency,
         readings,
-        steps,
+        counts[-1].steps,
         sum(busy) / len(busy) if busy else None,
         sum(sizes) / len(sizes) if sizes else None,
     )

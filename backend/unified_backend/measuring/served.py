@@ -24,7 +24,7 @@ from unified_backend.measuring.client import Client
 from unified_backend.measuring.counts import Counts, counted
 from unified_backend.measuring.inputs import Inputs, choose_inputs
 from unified_backend.measuring.perf_analyzer import Load, Reading, measure
-from unified_backend.measuring.result import ServedVariant
+from unified_backend.measuring.result import Check, ServedVariant
 from unified_backend.measuring.serving import serving
 from unified_backend.measuring.subjects import Subject
 from unified_backend.measuring.variants import Variant, write_repository
@@ -185,7 +185,7 @@ class Served:
                     total += 1024 * int(line[1]) if line else 0
         return total or None
 
-    def _verified(self) -> list[dict[str, Any]]:
+    def _verified(self) -> list[Check]:
         """What the manifests of the entries say that these loads used."""
         if self.subject is None:
             return []
@@ -204,8 +204,8 @@ class Served:
                 facts = entry.manifest.facts
                 against = facts.get("reference") or _AGAINST.get(entry.manifest.key.kind, "the model before it")
                 for row in facts.get("verified") or []:
-                    kept = {name: row.get(name) for name in _ERRORS}
-                    rows.append({**kept, "compared_with": str(against), "entry": entry.manifest.key.kind})
+                    kept = {name: row[name] for name in _ERRORS if name in row}
+                    rows.append(Check(**kept, compared_with=str(against)))
         return rows
 
     @property

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from unified_backend.cache.files import write_whole
 from unified_backend.errors import Refused
+from unified_backend.measuring.result import Result
 
 __all__ = ["require", "write"]
 
@@ -27,21 +26,19 @@ def require() -> None:
         )
 
 
-def write(result: Mapping[str, Any], path: Path) -> None:
-    """Draw what `triton-unified bench` saved; the same result gives the same bytes.
+def write(result: Result, path: Path) -> None:
+    """Draw what `triton-unified bench` measured; the same result gives the same bytes.
 
     Args:
-        result: the JSON that `bench` saves, as a mapping.
         path: of the HTML file; one that is there is replaced, and its folder is made.
 
     Raises:
-        Refused: `result` is no result of `bench`, the file cannot be written, or an extra is not installed.
+        Refused: the file cannot be written, or an extra is not installed.
     """
     require()
     from unified_backend.reports.page import page
-    from unified_backend.reports.result import read
 
-    text = page(read(result))
+    text = page(result)
     try:
         write_whole(path, text)
     except OSError as error:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from unified_backend.measuring.result import Check, ServedVariant, Spread
 from unified_backend.reports.drawing import Drawing, drawn
 from unified_backend.reports.palette import Look, sentinel
-from unified_backend.reports.result import Check, Spread, Variant
 from unified_backend.reports.rows import BAND, Row, bar, rows
 from unified_backend.reports.scales import measured, plain, scale
 
@@ -55,19 +55,19 @@ def _bar(axes: Axes, middle: float, spread: Spread, look: Look, number: int) -> 
         axes.hlines(middle, spread.low, spread.high, color=sentinel("ink"), linewidth=1.4, gid=f"spread-{number}")
 
 
-def errors(variants: Sequence[Variant], looks: Mapping[str, Look], key: str) -> Drawing | None:
+def errors(variants: Sequence[ServedVariant], looks: Mapping[str, Look], key: str) -> Drawing | None:
     """The largest error of each output and batch size, and what is accepted; None if nothing was verified."""
-    verified = [variant for variant in variants if variant.checks]
+    verified = [variant for variant in variants if variant.verified]
     if not verified:
         return None
     sizes = [
-        size for one in verified for check in one.checks for size in (check.max_rel, check.tolerance) if size > 0
+        size for one in verified for check in one.verified for size in (check.max_rel, check.tolerance) if size > 0
     ] or [1.0]
     # Errors of 0 have no place on such an axis: they stand a decade below all others.
     floor = 10.0 ** (math.floor(math.log10(min(sizes))) - 1)
-    exact = any(check.max_rel == 0 for one in verified for check in one.checks)
+    exact = any(check.max_rel == 0 for one in verified for check in one.verified)
     entries = [
-        Row(one.id, _said(one), partial(_marks, checks=one.checks, look=looks[one.id], floor=floor, key=number))
+        Row(one.id, _said(one), partial(_marks, checks=one.verified, look=looks[one.id], floor=floor, key=number))
         for number, one in enumerate(verified)
     ]
     figure, axes = rows(entries, "largest error, relative to the largest value")
@@ -79,8 +79,8 @@ def errors(variants: Sequence[Variant], looks: Mapping[str, Look], key: str) -> 
     return drawn(figure, key, f"{says}. The table below has all values.")
 
 
-def _said(variant: Variant) -> str:
-    worst = max(check.max_rel for check in variant.checks)
+def _said(variant: ServedVariant) -> str:
+    worst = max(check.max_rel for check in variant.verified)
     return plain(worst) if variant.passed else f"{plain(worst)} FAILED"
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unified_backend.measuring.result import PointResult, Spread
 from unified_backend.reports.drawing import SIZE, Drawing, blank, drawn, panel, text_width
 from unified_backend.reports.palette import Look, sentinel
-from unified_backend.reports.result import Point, Spread
 from unified_backend.reports.scales import leave_room, measured, scale
 
 if TYPE_CHECKING:
@@ -25,20 +25,20 @@ _HEIGHT = 270.0
 _NAMES = {"p50": "median latency (p50), ms", "p99": "tail latency (p99), ms"}
 
 
-def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, key: str) -> Drawing | None:
+def curves(points: Sequence[PointResult], looks: Mapping[str, Look], percentile: str, key: str) -> Drawing | None:
     """
     Args:
         points: of one batch size.
         percentile: p50 or p99; None is drawn if no point has it.
     """
-    timed = [(point, found) for point in points if (found := _latency(point, percentile)) is not None]
+    timed = [(point, found) for point in points if (found := point.latency(percentile)) is not None]
     if not timed:
         return None
     figure = blank(_HEIGHT)
     axes = panel(figure, 0, 10, 12, 42)
     scale(axes, "x", [bound for point, _ in timed for bound in _bounds(point.throughput)], 6)
     # The same for both percentiles, which stand side by side.
-    latencies = [latency for point in points for latency in (point.p50, point.p99) if latency is not None]
+    latencies = [found for point in points for name in _NAMES if (found := point.latency(name)) is not None]
     scale(axes, "y", [bound for latency in latencies for bound in _bounds(latency)], 7)
     axes.set_xlabel("throughput, inferences a second")
     axes.set_ylabel(_NAMES[percentile])
@@ -61,20 +61,16 @@ def curves(points: Sequence[Point], looks: Mapping[str, Look], percentile: str, 
     )
 
 
-def _told(point: Point, latency: Spread) -> str:
+def _told(point: PointResult, latency: Spread) -> str:
     said = f"{measured(latency.median)} ms at {measured(point.throughput.median)} inferences a second"
     return f"{said} ({point.variant}, concurrency {point.concurrency})"
-
-
-def _latency(point: Point, percentile: str) -> Spread | None:
-    return point.p50 if percentile == "p50" else point.p99
 
 
 def _bounds(spread: Spread) -> tuple[float, float]:
     return (spread.low or spread.median, spread.high)
 
 
-def _curve(axes: Axes, own: Sequence[tuple[Point, Spread]], look: Look, number: int) -> None:
+def _curve(axes: Axes, own: Sequence[tuple[PointResult, Spread]], look: Look, number: int) -> None:
     x = [point.throughput.median for point, _ in own]
     y = [latency.median for _, latency in own]
     axes.plot(x, y, color=look.colour, linestyle=look.dashes, gid=f"line-{number}")
@@ -93,7 +89,7 @@ def _curve(axes: Axes, own: Sequence[tuple[Point, Spread]], look: Look, number: 
     axes.plot(x[1:], y[1:], gid=f"marks-{number}", **style)
 
 
-def _number(axes: Axes, curves: Sequence[Sequence[tuple[Point, Spread]]]) -> None:
+def _number(axes: Axes, curves: Sequence[Sequence[tuple[PointResult, Spread]]]) -> None:
     """Write each point's concurrency beside it where there is room: over no mark or number, and no line if possible."""
     spots = [
         [axes.transData.transform((point.throughput.median, latency.median)) for point, latency in own]

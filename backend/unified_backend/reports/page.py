@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unified_backend.amounts import amount
+from unified_backend.measuring.result import PointResult, Result, ServedVariant, Spread
 from unified_backend.reports import compared, curves, keys, palette, shares, tables
 from unified_backend.reports.drawing import Drawing, styled
 from unified_backend.reports.palette import Look
-from unified_backend.reports.result import Point, Result, Spread, Variant
 from unified_backend.reports.scales import measured
 from unified_backend.reports.tables import Table
 
@@ -95,8 +95,8 @@ def page(result: Result) -> str:
         machine=_machine(result),
         first_advice=_FIRST_ADVICE,
         skipped={
-            why: [what for what, other in result.skipped if other == why]
-            for why in dict.fromkeys(why for _, why in result.skipped)
+            why: [one.what for one in result.skipped if one.why == why]
+            for why in dict.fromkeys(one.why for one in result.skipped)
         },
         took=_took(result.seconds),
     )
@@ -141,7 +141,7 @@ def _section(result: Result, model: str, key: str) -> Section:
     )
 
 
-def _curves(points: Sequence[Point], looks: dict[str, Look], key: str) -> list[Plot]:
+def _curves(points: Sequence[PointResult], looks: dict[str, Look], key: str) -> list[Plot]:
     plots = []
     for batch in sorted({point.batch for point in points}):
         own = [point for point in points if point.batch == batch]
@@ -154,14 +154,14 @@ def _curves(points: Sequence[Point], looks: dict[str, Look], key: str) -> list[P
     return plots
 
 
-def _plots(result: Result, variants: Sequence[Variant], looks: dict[str, Look], key: str) -> list[Plot]:
+def _plots(result: Result, variants: Sequence[ServedVariant], looks: dict[str, Look], key: str) -> list[Plot]:
     best = {
         variant.id: max(points, key=lambda point: point.throughput.median)
         for variant in variants
         if (points := result.points_of(variant))
     }
     speeds = {name: point.throughput for name, point in best.items()}
-    memory = {one.id: _single(one.memory / 1e6) for one in variants if one.memory is not None}
+    memory = {one.id: _single(one.memory_bytes / 1e6) for one in variants if one.memory_bytes is not None}
     load = {one.id: _single(one.load_seconds) for one in variants if one.load_seconds is not None}
     plots = [
         (
@@ -192,27 +192,29 @@ def _plots(result: Result, variants: Sequence[Variant], looks: dict[str, Look], 
     return [Plot(title, [drawing], table, note=note) for title, drawing, table, note in plots if drawing]
 
 
-def _facts(points: Sequence[Point], variants: Sequence[Variant]) -> list[tuple[str, str, str]]:
+def _facts(points: Sequence[PointResult], variants: Sequence[ServedVariant]) -> list[tuple[str, str, str]]:
     """What, its value, and where it was measured; of variants that answer as the source does."""
     passed = {variant.id for variant in variants if variant.passed}
     sound = [point for point in points if point.variant in passed]
     if not sound:
         return []
     most = max(sound, key=lambda point: point.throughput.median)
-    latencies = [f"{name} {measured(one.median)} ms" for name, one in (("p50", most.p50), ("p99", most.p99)) if one]
+    latencies = [
+        f"{name} {measured(one.median)} ms" for name in ("p50", "p99") if (one := most.latency(name)) is not None
+    ]
     facts = [("Most throughput", f"{_speed(most)}", "; ".join([_where(most), ", ".join(latencies)]))]
-    timed = [(point.p50.median, point) for point in sound if point.p50]
+    timed = [(one.median, point) for point in sound if (one := point.latency("p50")) is not None]
     if timed:
         p50, quick = min(timed, key=lambda one: one[0])
         facts.append(("Shortest latency", f"{measured(p50)} ms (p50)", f"{_where(quick)}; {_speed(quick)}"))
     return facts
 
 
-def _where(point: Point) -> str:
+def _where(point: PointResult) -> str:
     return f"{point.variant}, batch {point.batch}, concurrency {point.concurrency}"
 
 
-def _speed(point: Point) -> str:
+def _speed(point: PointResult) -> str:
     return f"{measured(point.throughput.median)} inferences a second"
 
 

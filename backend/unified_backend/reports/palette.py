@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from unified_backend.reports.result import Variant
+from unified_backend.measuring.result import ServedVariant
 
 __all__ = ["DARK", "LIGHT", "PATTERNS", "Look", "looks", "sentinel", "with_variables"]
 
@@ -68,7 +68,7 @@ class Look:
     dashes: str | tuple[float, tuple[float, ...]]
 
 
-def looks(variants: Sequence[Variant]) -> dict[str, Look]:
+def looks(variants: Sequence[ServedVariant]) -> dict[str, Look]:
     """id -> look: one hue an engine, one dash a precision (or number of instances), and a marker for each of twelve."""
     engines = list(dict.fromkeys(variant.engine for variant in variants))
     kinds: list[str | int] = [variant.precision for variant in variants]

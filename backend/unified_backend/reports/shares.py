@@ -7,9 +7,9 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from unified_backend.measuring.result import PointResult
 from unified_backend.reports.drawing import Drawing, drawn
 from unified_backend.reports.palette import sentinel
-from unified_backend.reports.result import Point
 from unified_backend.reports.rows import Row, bar, rows
 from unified_backend.reports.scales import measured
 
@@ -39,7 +39,7 @@ def style_of(part: str) -> dict[str, object]:
     return {"facecolor": sentinel(part), "edgecolor": sentinel("paper"), "linewidth": 0.8}
 
 
-def shares(points: Sequence[Point], key: str) -> Drawing | None:
+def shares(points: Sequence[PointResult], key: str) -> Drawing | None:
     """One bar a load of one variant; None if no point tells its parts."""
     told = [(point, grouped(point.parts)) for point in points if sum(grouped(point.parts).values()) > 0]
     if not told:
@@ -59,7 +59,7 @@ def shares(points: Sequence[Point], key: str) -> Drawing | None:
     return _finished(entries, key, f"Parts of a request's time; {'; '.join(longest)}. The table below has all values.")
 
 
-def waterfall(points: Sequence[Point], key: str) -> Drawing | None:
+def waterfall(points: Sequence[PointResult], key: str) -> Drawing | None:
     """The steps of a pipeline below one another, each begun where the one before ends; None if no point has steps."""
     entries = []
     for number, point in enumerate(points):

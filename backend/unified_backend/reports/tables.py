@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unified_backend.amounts import amount
-from unified_backend.reports.result import Point, Result, Spread, Variant
+from unified_backend.measuring.result import PointResult, Result, ServedVariant, Spread
 from unified_backend.reports.scales import measured, plain
 from unified_backend.reports.shares import PARTS, grouped
 
@@ -55,7 +55,7 @@ class Table:
     numbers: frozenset[int]
 
 
-def loads(points: Iterable[Point], caption: str) -> Table:
+def loads(points: Iterable[PointResult], caption: str) -> Table:
     """Throughput and latency of each load."""
     headings = ["variant", "concurrency", "inferences a second", "of rounds", "p50, ms", "of rounds"]
     headings += ["p99, ms", "of rounds", "rounds", "busy, %", "samples an execution"]
@@ -64,9 +64,9 @@ def loads(points: Iterable[Point], caption: str) -> Table:
             Cell(point.variant, look=point.variant),
             _number(point.concurrency),
             *_spread(point.throughput),
-            *_spread(point.p50),
-            *_spread(point.p99),
-            _number(point.rounds),
+            *_spread(point.latency("p50")),
+            *_spread(point.latency("p99")),
+            _number(len(point.rounds)),
             Cell(_UNKNOWN) if point.busy is None else Cell(f"{100 * point.busy:.0f}", point.busy),
             _number(point.mean_batch),
         ]
@@ -75,14 +75,14 @@ def loads(points: Iterable[Point], caption: str) -> Table:
     return Table(caption, headings, rows, frozenset(range(1, len(headings))))
 
 
-def parts(points: Iterable[Point], caption: str) -> Table:
+def parts(points: Iterable[PointResult], caption: str) -> Table:
     """Milliseconds of each part of a request, of the loads that tell them."""
     headings = ("batch", "concurrency", *PARTS, "sum")
     rows = [[_number(point.batch), _number(point.concurrency), *_parts(point.parts)] for point in points if point.parts]
     return Table(caption, headings, rows, frozenset(range(len(headings))))
 
 
-def steps(points: Iterable[Point], caption: str) -> Table:
+def steps(points: Iterable[PointResult], caption: str) -> Table:
     """Milliseconds of each part of each step of a pipeline."""
     headings = ("step", "batch", "concurrency", *PARTS, "sum")
     rows = [
@@ -93,7 +93,7 @@ def steps(points: Iterable[Point], caption: str) -> Table:
     return Table(caption, headings, rows, frozenset(range(1, len(headings))))
 
 
-def served(variants: Sequence[Variant], caption: str) -> Table:
+def served(variants: Sequence[ServedVariant], caption: str) -> Table:
     """What each variant is."""
     headings = ["variant", "engine", "precision", "computes in", "instances", "threads", "largest batch"]
     noted = any(variant.notes for variant in variants)
@@ -107,15 +107,15 @@ def served(variants: Sequence[Variant], caption: str) -> Table:
     return Table(caption, headings + ["notes"] * noted, rows, frozenset({4, 5, 6}))
 
 
-def compared(result: Result, variants: Sequence[Variant], caption: str) -> Table:
+def compared(result: Result, variants: Sequence[ServedVariant], caption: str) -> Table:
     """The best of each variant, and what it costs."""
     headings = ["variant", "most inferences a second", "shortest p50, ms", "largest error", "accepted"]
     headings += ["verified", "memory", "load, s"]
     rows = []
     for one in variants:
         points = result.points_of(one)
-        latencies = [point.p50.median for point in points if point.p50]
-        worst = max(one.checks, key=lambda check: (not check.passed, check.max_rel), default=None)
+        latencies = [found.median for point in points if (found := point.latency("p50")) is not None]
+        worst = max(one.verified, key=lambda check: (not check.passed, check.max_rel), default=None)
         verdict = "passed" if one.passed else "FAILED"
         rows.append(
             [
@@ -125,14 +125,14 @@ def compared(result: Result, variants: Sequence[Variant], caption: str) -> Table
                 _error(worst.max_rel if worst else None),
                 _error(worst.tolerance if worst else None),
                 Cell(verdict if worst else _UNKNOWN, bad=not one.passed),
-                _bytes(one.memory),
+                _bytes(one.memory_bytes),
                 _number(one.load_seconds),
             ]
         )
     return Table(caption, headings, rows, frozenset({1, 2, 3, 4, 6, 7}))
 
 
-def best(points: Mapping[str, Point], caption: str) -> Table:
+def best(points: Mapping[str, PointResult], caption: str) -> Table:
     """One load of each variant."""
     headings = ("variant", "batch", "concurrency", "inferences a second", "of rounds")
     rows = [
@@ -142,19 +142,19 @@ def best(points: Mapping[str, Point], caption: str) -> Table:
     return Table(caption, headings, rows, frozenset(range(1, len(headings))))
 
 
-def memory(variants: Sequence[Variant], caption: str) -> Table:
+def memory(variants: Sequence[ServedVariant], caption: str) -> Table:
     """Bytes of each variant."""
-    rows = [[Cell(one.id, look=one.id), _bytes(one.memory)] for one in variants]
+    rows = [[Cell(one.id, look=one.id), _bytes(one.memory_bytes)] for one in variants]
     return Table(caption, ("variant", "memory"), rows, frozenset({1}))
 
 
-def load_seconds(variants: Sequence[Variant], caption: str) -> Table:
+def load_seconds(variants: Sequence[ServedVariant], caption: str) -> Table:
     """Seconds of each variant."""
     rows = [[Cell(one.id, look=one.id), _number(one.load_seconds)] for one in variants]
     return Table(caption, ("variant", "seconds"), rows, frozenset({1}))
 
 
-def checks(variants: Sequence[Variant], caption: str) -> Table:
+def checks(variants: Sequence[ServedVariant], caption: str) -> Table:
     """Every verification."""
     headings = ["variant", "output", "batch", "max abs", "max rel", "accepted", "cosine", "same top class, %"]
     headings += ["verified", "compared with"]
@@ -172,7 +172,7 @@ def checks(variants: Sequence[Variant], caption: str) -> Table:
             Cell(check.compared_with or _UNKNOWN),
         ]
         for one in variants
-        for check in one.checks
+        for check in one.verified
     ]
     return Table(caption, headings, rows, frozenset(range(2, 8)))
 
