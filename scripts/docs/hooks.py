@@ -1,6 +1,7 @@
 """What mkdocs calls while it builds the site: pages get what is generated for them, and links out of docs/ a place.
 
-A line `<!-- generated: NAME -->` on a page is replaced by what the package itself says, so that it cannot be stale.
+What stands behind `<!-- generated: NAME -->` on a page, up to `<!-- until here -->`, is for who reads the file itself: it is
+replaced by what the package says, which cannot be stale.
 Pages of the repository that lie outside docs/ (the changelog, figures of benchmarks) become pages of the site; a link
 to any other file of the repository becomes its path, for the site does not know where the repository is published.
 """
@@ -28,7 +29,7 @@ ADOPTED = {
     "ensembles/README.md": "tasks/shipped-pipelines.md",
     **{f"benchmarks/results/{path.name}": f"results/{path.name}" for path in ROOT.glob("benchmarks/results/*.md")},
 }
-_MARK = re.compile(r"<!-- generated: (\w+) -->")
+_MARK = re.compile(r"<!-- generated: (\w+) -->.*?<!-- until here -->", re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 
 
