@@ -409,6 +409,7 @@ def test_versions_that_differ_are_told_for_there_is_one_config(tmp_path):
         (("--native", "full"), "it holds files already"),
         (("--native", "full/file"), "it is a file"),
         (("--native", "models/out"), "Triton would take it for a model"),
+        (("--native", "new/out put"), "holds a space"),
         (("--native", "out", "--model", "nobody"), "has no model nobody"),
     ],
 )

@@ -17,7 +17,7 @@ from unified_backend.formats.pipeline import read_compiled
 from unified_backend.pbtxt import read_pbtxt, to_pbtxt
 from unified_backend.processes import Ended, Target, each_apart
 from unified_backend.repository import backend_of, completed_by_core, ensemble_steps, is_ours, served_versions, versions
-from unified_backend.server.preflight import model_folders
+from unified_backend.server.preflight import check_path, model_folders
 
 __all__ = ["REPORT", "Row", "Working", "export_native", "require_free"]
 
@@ -60,8 +60,10 @@ class Working:
 def require_free(out: Path, repository: Path) -> None:
     """
     Raises:
-        Refused: the folder for the new repository is not empty, lies in the old one, or cannot be written.
+        Refused: the folder for the new repository is not empty, lies in the old one, cannot be written, or has a path
+            at which Triton hangs.
     """
+    check_path(out, "new repository")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         why = "it holds files already" if out.is_dir() else "it is a file"
         raise Refused(f"{out} cannot take the repository", why, "Name a folder that is empty or not there yet")
