@@ -1,7 +1,7 @@
 """What mkdocs calls while it builds the site: pages get what is generated for them, and links out of docs/ a place.
 
-What stands behind `<!-- generated: NAME -->` on a page, up to `<!-- until here -->`, is for who reads the file itself: it is
-replaced by what the package says, which cannot be stale.
+What stands behind `<!-- generated: NAME -->` on a page, up to `<!-- until here -->`, is for who reads the file itself:
+in the site it is what the package says, so that it cannot be stale.
 Pages of the repository that lie outside docs/ (the changelog, figures of benchmarks) become pages of the site; a link
 to any other file of the repository becomes its path, for the site does not know where the repository is published.
 """
