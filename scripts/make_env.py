@@ -1,6 +1,6 @@
 """Makes `.venv`: the locked environment, hard-linked out of a cache that a user's clones share, and this checkout.
 
-Installing the lock takes about a minute and 2.7 GB. Of the ways to do it once for many clones, measured on 16,000
+Installing the lock takes two to three minutes and 2.7 GB. Of the ways to do it once for many clones, measured on 16,000
 files: a `.pth` file into a shared environment breaks every clone when the cache is emptied; uv's hard links need uv and
 leave pip's configuration (index, find-links, certificates) behind; hard links of an environment that pip made take
 0.5 s, and each clone stays a complete virtual environment on its own. So: pip fills one environment in the cache, under
@@ -87,7 +87,7 @@ def cached_environment(cache: Path, key: str) -> Path:
         say(f"environment {key} found in {cache}")
         os.utime(base)
         return base
-    say(f"environment {key} is made once for all clones (Python {platform.python_version()}, about a minute, 2.7 GB)")
+    say(f"environment {key} is made once for all clones (Python {platform.python_version()}, minutes, 2.7 GB)")
     for stale in cache.glob(f"{key}.part-*"):  # of an interrupted run: we hold the lock, so nobody else writes there
         shutil.rmtree(stale)
     started = time.monotonic()

@@ -368,6 +368,9 @@ def test_paper_is_light_and_holds_whole_plots(reports: Any, page_at: PageAt) -> 
         "[...document.querySelectorAll('figure')].every(one => getComputedStyle(one).breakInside == 'avoid')"
     )
     assert not page.locator("nav").is_visible()
+    last = page.locator(".advice li").last
+    assert last.inner_text() == "advice 5"
+    assert last.bounding_box()["height"] > 5  # though it is folded away on a screen
     assert len(page.pdf(format="A4")) > 10_000
 
 

@@ -106,6 +106,10 @@ def test_a_result_is_compared_with_an_earlier_one(
     lines = done.stdout.splitlines()
     assert any(line.startswith("differs: inputs: photographs before") for line in lines)
     assert any(line.startswith("compared: 1 points: 1 slower") for line in lines)
+    done = bench(home, model, *options, "--compare", home / "old.json", "--json")
+    [row] = json.loads(done.stdout)["comparison"]["rows"]
+    assert (row["verdict"], row["concurrency"]) == ("slower", 1)
+    assert "measured: onnxruntime x1" in done.stderr
 
 
 def test_a_pipeline_is_measured_as_an_ensemble_and_fused(home: Path) -> None:
@@ -129,6 +133,10 @@ def test_a_running_server_is_measured_with_images(triton: Triton, tmp_path: Path
     options = ("--data", tmp_path / "photos", "--concurrency", "1", "--duration", "0.3", "--rounds", "1", "--json")
     with triton.serving("pictures", {"1/m.onnx": MODEL.SerializeToString()}) as name:
         done = bench(tmp_path, name, "--url", f"http://{triton.url}", "--protocol", "http", *options)
+        wrong = bench(tmp_path, name, "--url", triton.grpc_url, "--protocol", "http", *options)
+    assert wrong.returncode == 1
+    assert f"the server at {triton.grpc_url} did not answer" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [point["variant"] for point in result["points"]] == ["as served"]
@@ -136,10 +144,11 @@ def test_a_running_server_is_measured_with_images(triton: Triton, tmp_path: Path
 
 
 def test_what_was_measured_before_an_interruption_is_saved_and_shown(home: Path, model: Path) -> None:
-    out, log = home / "interrupted.json", home / "interrupted.log"
+    out, log, page = home / "interrupted.json", home / "interrupted.log", home / "interrupted.html"
+    endless = ("--duration", "0.3", "--rounds", "500")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [COMMAND, "bench", model, "--engines", "onnxruntime", "--duration", "0.3", "--rounds", "500", "--out", out],
+            [COMMAND, "bench", model, "--engines", "onnxruntime", *endless, "--out", out, "--report", page],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(home),
@@ -148,6 +157,7 @@ def test_what_was_measured_before_an_interruption_is_saved_and_shown(home: Path,
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
     assert len(saved(out)["points"][0]["rounds"]) >= 1
+    assert "onnxruntime x1" in page.read_text()
     assert "interrupted: this is what was measured so far" in log.read_text()
     assert not list(SHM.glob(f"triton_unified_{process.pid}_*"))
 

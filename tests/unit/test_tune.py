@@ -135,6 +135,14 @@ def test_only_what_can_matter_is_moved(space, fields):
     assert moved == fields
 
 
+@pytest.mark.parametrize("space", [SPACE, dataclasses.replace(SPACE, alone=True)], ids=["many requests", "one"])
+def test_a_delay_that_is_set_is_looked_at_first(space):
+    start = dataclasses.replace(START, delay_us=200_000)
+    rows = searched(lambda point: Tried(point, 1, Reading(1, 1 + point.delay_us, 1)), space, Goal("latency"), start)
+    assert [row.point.delay_us for row in rows[:5]] == [200_000, 4000, 1000, 200, 0]
+    assert best_of(rows, Goal("latency")).point.delay_us == 0
+
+
 def test_batches_that_no_load_fills_are_not_tried():
     rows = searched(space=dataclasses.replace(SPACE, in_flight=4))
     assert {row.point.max_batch_size for row in rows} == {32, 4, 2, 1}

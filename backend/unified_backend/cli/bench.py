@@ -20,7 +20,7 @@ from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import MeasurementError, Refused
 from unified_backend.loading import ENGINES
 from unified_backend.measuring.advice import advice
-from unified_backend.measuring.compare import compare
+from unified_backend.measuring.compare import Comparison, compare
 from unified_backend.measuring.data import require_data
 from unified_backend.measuring.inputs import parse_shapes
 from unified_backend.measuring.machine import machine, versions
@@ -130,7 +130,7 @@ def bench(
     logs.to_standard_error(logging.WARNING)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     measured = Measured()
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Shown(quiet=as_json) as shown:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Shown() as shown:
         kind, candidates = _candidates(subject, ways, engines, url, Path(folder) / "pipeline", instances, threads)
         (Path(folder) / "served").mkdir()
 
@@ -141,37 +141,42 @@ def bench(
             run(candidates, plan, Path(folder) / "served", tool, shown, measured)
         except SystemExit:  # told to stop: see stopping.py
             shown.stop()
-            if measured.readings:
-                _finish(result(), out, as_json, interrupted=True)
+            if not measured.readings:
+                typer.echo("interrupted: nothing was measured yet", err=True)
+            else:
+                _finish(result(), out, report, old, as_json, interrupted=True)
             raise
     done = result()
     if not done.points:
-        reasons = "; ".join(f"{one.what}: {one.why}" for one in done.skipped)
+        reasons = "; ".join(dict.fromkeys(one.why for one in done.skipped))
         do = "Correct what the reasons name, and give inputs with --data where they are missing"
         raise MeasurementError(f"nothing of {subject} was measured", reasons, do)
-    _finish(done, out, as_json)
-    if report:
-        reports.write(parse(done.to_json()), report)  # as it is read from a file
-        typer.echo(f"report: {report}", err=as_json)
-    if old:
-        comparison = compare(old, done)
-        print_comparison(comparison, err=as_json)
-        if fail_if_slower and comparison.slower:
-            raise typer.Exit(1)
+    comparison = _finish(done, out, report, old, as_json)
+    if fail_if_slower and comparison and comparison.slower:
+        raise typer.Exit(1)
 
 
-def _finish(done: Result, out: Path | None, as_json: bool, interrupted: bool = False) -> None:
-    """Save and show."""
+def _finish(
+    done: Result, out: Path | None, report: Path | None, old: Result | None, as_json: bool, interrupted: bool = False
+) -> Comparison | None:
+    """Save and show; what is compared with, if there is something."""
+    comparison = compare(old, done) if old else None
     if out:
         write_result(done, out)
+    if report:
+        reports.write(parse(done.to_json()), report)  # as it is read from a file
     if as_json:
-        print_json(done.to_json())
-        return
+        print_json(done.to_json() | ({"comparison": comparison.to_json()} if comparison else {}))
+        return comparison
     if interrupted:
         typer.echo("interrupted: this is what was measured so far")
     print_result(done)
-    if out:
-        typer.echo(f"saved: {out}")
+    if comparison:
+        print_comparison(comparison)
+    for name, path in (("saved", out), ("report", report)):
+        if path:
+            typer.echo(f"{name}: {path}")
+    return comparison
 
 
 def _candidates(

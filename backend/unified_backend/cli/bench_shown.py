@@ -32,10 +32,8 @@ def clock(seconds: float) -> str:
 class Shown(Watch):
     """A bar on a terminal, and lines elsewhere; on standard error, which leaves standard output to the result."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._quiet = quiet
-        self._left = 0.0
         self._began = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
@@ -83,16 +81,17 @@ class Shown(Watch):
 
     def measuring(self, what: str, round_: int, done: float, total: float) -> None:
         """A point is being measured."""
-        elapsed = time.monotonic() - self._began
-        # The estimate, held to how it fared so far; at first that says nothing.
-        pace = elapsed / done if done > 0.2 * total else 1.0
-        self._left = pace * (total - done)
-        self._shows(f"round {round_}: {what}", (done, total), f"about {clock(self._left)} left")
+        self._shows(f"round {round_}: {what}", (done, total), f"about {clock(self._left(done, total))} left")
 
-    def measured(self, what: str, reading: Reading) -> None:
+    def measured(self, what: str, reading: Reading, done: float, total: float) -> None:
         """It was."""
         figures = f"inferences/s={reading.throughput:.1f} p50_ms={reading.p50:.2f} p99_ms={reading.p99:.2f}"
-        self._says(f"measured: {what} {figures} left={clock(self._left)}")
+        self._says(f"measured: {what} {figures} left={clock(self._left(done, total))}")
+
+    def _left(self, done: float, total: float) -> float:
+        """The estimate, held to how it fared so far; at first that says nothing."""
+        elapsed = time.monotonic() - self._began
+        return (elapsed / done if done > 0.2 * total else 1.0) * (total - done)
 
     def _shows(self, text: str, done: tuple[float, float] | None, left: str) -> None:
         if self._task is not None:
@@ -107,8 +106,7 @@ class Shown(Watch):
             self._prints(text)
 
     def _prints(self, text: str) -> None:
-        if not self._quiet or self._console.is_terminal:
-            self._progress.console.print(one_line(text), markup=False, soft_wrap=True)
+        self._progress.console.print(one_line(text), markup=False, soft_wrap=True)
 
 
 def print_result(done: Result) -> None:
@@ -163,23 +161,22 @@ def _point_cells(row: PointResult) -> list[str]:
     ]
 
 
-def print_comparison(comparison: Comparison, err: bool) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """What differs between the two runs, and what became of each point."""
+    typer.echo("")
     for line in comparison.differences:
-        typer.echo(one_line(f"differs: {line}"), err=err)
-    if not err:
-        typer.echo("")
-        rows = [
-            [
-                row.variant,
-                str(row.batch),
-                str(row.concurrency),
-                f"{row.before.median:.1f}",
-                f"{row.now.median:.1f}",
-                f"{row.ratio:.2f}",
-                row.verdict,
-            ]
-            for row in comparison.rows
+        typer.echo(one_line(f"differs: {line}"))
+    rows = [
+        [
+            row.variant,
+            str(row.batch),
+            str(row.concurrency),
+            f"{row.before.median:.1f}",
+            f"{row.now.median:.1f}",
+            f"{row.ratio:.2f}",
+            row.verdict,
         ]
-        print_rows(_COMPARED, rows, right=_COMPARED[1:-1])
-    typer.echo(one_line(comparison.summary), err=err)
+        for row in comparison.rows
+    ]
+    print_rows(_COMPARED, rows, right=_COMPARED[1:-1])
+    typer.echo(one_line(comparison.summary))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from unified_backend.measuring.result import PointResult, Result, Spread
 
@@ -45,6 +46,10 @@ class Comparison:
     def slower(self) -> list[Compared]:
         """What became slower."""
         return [row for row in self.rows if row.verdict == "slower"]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
 
     @property
     def summary(self) -> str:

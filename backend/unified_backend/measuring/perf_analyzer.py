@@ -143,10 +143,10 @@ def measure(tool: Path, load: Load, seconds: float, lengthen: bool = True) -> Re
             return reading if longer * seconds >= enough else _analyzed(command, enough)[0] or reading
         if not any(sign in output for sign in TOO_SHORT):
             break
+    said = [line.strip() for line in output.splitlines() if line.strip()]
+    why = f"perf_analyzer says: {said[-1]}" if said else "perf_analyzer said nothing"
     raise MeasurementError(
-        f"{load.name} was not measured",
-        output[-2000:].strip() or "perf_analyzer said nothing",
-        f"Run {' '.join(command)}",
+        f"{load.name} was not measured at concurrency {load.concurrency}", why, "See the server's log, and try again"
     )
 
 

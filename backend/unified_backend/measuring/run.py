@@ -48,8 +48,8 @@ class Watch:
     def measuring(self, what: str, round_: int, done: float, total: float) -> None:
         """A point is being measured: `done` of `total` seconds of the estimate are behind."""
 
-    def measured(self, what: str, reading: Reading) -> None:
-        """It was."""
+    def measured(self, what: str, reading: Reading, done: float, total: float) -> None:
+        """It was, and `done` of `total` seconds are behind."""
 
 
 @dataclass
@@ -160,7 +160,7 @@ def _measure(
                 finally:
                     behind += cost
                 done.readings.setdefault((one.id, point), []).append((reading, counts))
-                watch.measured(what, reading)
+                watch.measured(what, reading, behind, total + others)
 
 
 def _point_result(ident: str, point: Point, rows: Sequence[tuple[Reading, Counts]]) -> PointResult:

@@ -66,7 +66,7 @@ def parse(values: Any, name: str = "the result") -> Result:
     if not isinstance(values, dict) or "schema" not in values:
         raise Refused(f"{name} is no result of bench", 'it has no "schema"', _DO)
     if values["schema"] != SCHEMA:
-        why = f"its schema is {str(values['schema'])[:40]}, and this version reads {SCHEMA}"
+        why = f"its schema is {json.dumps(values['schema'])[:40]}, and this version reads {SCHEMA}"
         raise Refused(f"{name} cannot be read", why, "Measure again with this version")
     cleaned = _cleaned(values)
     errors = jsonschema.Draft202012Validator(json.loads(_SCHEMA.read_text("utf-8"))).iter_errors(cleaned)

@@ -123,12 +123,14 @@ def _space(subject: Subject, options: Options, servers: Servers, passed_over: di
     gpu = gpu_of(config)
     kind = servers.default.loads[0]["format"]
     asked = options.engines is not None
-    names = list(options.engines or ())
+    names = []
     for name, engine in ENGINES.items():
-        reason = engine.unusable(gpu)
-        if asked or not engine.accepts & {kind, "onnx"}:
+        if asked and name not in (options.engines or ()):
             continue
-        if reason:
+        if not engine.accepts & {kind, "onnx"}:
+            if asked:
+                passed_over[name] = f"it takes {', '.join(sorted(engine.accepts))}, and no {kind}"
+        elif reason := engine.unusable(gpu):
             passed_over[name] = reason
         else:
             names.append(name)
@@ -184,8 +186,8 @@ def _search(
         if is_first:
             count = max(0, int((left() - reserve) / cost))
             tell(
-                f"estimate: at most {left():.0f} s from here: {reserve:.0f} s to compare the best with the config as "
-                f"it is, and before that some {count} more at {cost:.0f} s each"
+                f"estimate: at most {max(0.0, left()):.0f} s from here: {reserve:.0f} s to compare the best with the "
+                f"config as it is, and before that some {count} more at {cost:.0f} s each"
             )
         if left() - reserve < _MARGIN * cost:
             done.stopped = "the rest of the budget is needed to compare"
@@ -231,19 +233,31 @@ def _compare(
     goal = options.goal
     start, best = done.rows[0], best_of(done.rows, goal)
     if best is None or best is start:
-        only = "the budget left no time to try anything else"
-        done.decision = Decision(None, None, "nothing that was tried is better" if len(done.rows) > 1 else only)
+        why = "the budget left no time to try anything else" if done.stopped else "there is nothing else to try"
+        if len(done.rows) > 1:
+            why = "nothing that was tried is better"
+            why += ", and the budget was too short to try everything" if done.stopped else ""
+        done.decision = Decision(None, None, why)
         return
     seconds = _round_seconds(done, options)
     rounds = min(_MOST_ROUNDS, int(left() / seconds))
     tell(f"comparing with {short(best.point)}: {rounds} rounds, about {rounds * seconds:.0f} s")
+
+    def length(row: Tried) -> float:
+        return COMPARING.told(row.reading.p50 if row.reading else 0.0, options.budget)
+
     readings: dict[Point, list[Reading]] = {start.point: [], best.point: []}
     for turn in range(rounds):
         if left() < 0.9 * seconds:
             break
-        for row in (start, best) if turn % 2 else (best, start):  # none always runs behind the other
-            length = COMPARING.told(row.reading.p50 if row.reading else 0.0, options.budget)
-            readings[row.point].append(servers.measure(row.point, row.concurrency, length))
+        turns = (start, best) if turn % 2 else (best, start)  # none always runs behind the other
+        try:
+            round_ = {row.point: servers.measure(row.point, row.concurrency, length(row)) for row in turns}
+        except MeasurementError as error:
+            tell(f"round {turn + 1} was not measured: {error.why}")
+            continue
+        for point, reading in round_.items():
+            readings[point].append(reading)
         done.compared = [Compared(row.point, row.concurrency, tuple(readings[row.point])) for row in (start, best)]
     if done.compared:
         done.decision = decide(done.compared[0], done.compared[1], goal)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unified_backend.measuring.perf_analyzer import Reading
-from unified_backend.tuning.space import ALTERNATIVES, AXES, Point, Space
+from unified_backend.tuning.space import ALTERNATIVES, Point, Space, axes
 
 __all__ = ["Goal", "Tried", "best_of", "search", "verdict"]
 
@@ -90,7 +90,7 @@ def search(
     changed = True
     while changed:
         changed = False
-        for axis, moves in AXES.items():
+        for axis, moves in axes(start):
             origin = best.point
             for direction in moves(origin, space):
                 if best.point != origin and axis not in ALTERNATIVES:
@@ -134,6 +134,9 @@ def verdict(row: Tried, best: Tried | None, goal: Goal) -> str:
         return f"over the budget: p99 {row.reading.p99:.3g} ms"
     if row.gain is None:
         return "best of the search" if row is best else ""
-    gain = row.gain if goal.kind == "throughput" else 1 / row.gain
-    of = f"{gain:.2f} times the {'throughput' if goal.kind == 'throughput' else 'latency'} of the best"
-    return f"best of the search: {of} before" if row is best else f"{of} {'before' if row.leads else 'then'}"
+    if goal.kind == "throughput":
+        gain, than = row.gain, f"the throughput of the best ({row.reading.throughput / row.gain:.1f}"
+    else:
+        gain, than = 1 / row.gain, f"the latency of the best ({row.reading.p50 * row.gain:.2f} ms"
+    of = f"{gain:.2f} times {than} {'before' if row.leads else 'right after'})"
+    return f"best of the search: {of}" if row is best else of

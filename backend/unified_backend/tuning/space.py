@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["ALTERNATIVES", "AXES", "Point", "Space"]
+__all__ = ["ALTERNATIVES", "AXES", "Point", "Space", "axes"]
 
 _DELAYS = (0, 200, 1000, 4000)  # microseconds
 _MOST_INSTANCES_ON_A_GPU = 4
@@ -112,10 +112,11 @@ def _max_batch_size(point: Point, space: Space) -> Directions:
 
 
 def _delay(point: Point, space: Space) -> Directions:
-    if space.alone or not space.most_batch or point.max_batch_size < 2:
+    if not space.most_batch or point.max_batch_size < 2:
         return
     values = [value for value in _DELAYS if value <= space.longest_delay_us]
-    yield [dataclasses.replace(point, delay_us=value) for value in values if value > point.delay_us]
+    if not space.alone:
+        yield [dataclasses.replace(point, delay_us=value) for value in values if value > point.delay_us]
     shorter = [value for value in reversed(values) if value < point.delay_us]
     yield [dataclasses.replace(point, delay_us=value, preferred=point.preferred if value else 0) for value in shorter]
 
@@ -138,6 +139,12 @@ AXES: Mapping[str, Callable[[Point, Space], Directions]] = MappingProxyType(
         "preferred_batch_size": _preferred,
     }
 )
+
+
+def axes(start: Point) -> Iterator[tuple[str, Callable[[Point, Space], Directions]]]:
+    """The settings in the order in which they are searched from here: a delay that is set may be all that there is to a
+    request's time, and comes first."""
+    return iter(sorted(AXES.items(), key=lambda axis: not (start.delay_us and axis[0] == "queue delay")))
 
 
 # Settings whose values have no order: every one of them is tried.
