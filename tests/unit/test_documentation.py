@@ -45,7 +45,7 @@ PROSE = {
     "precision fp16: ": "a line of a log; tests/unit/test_halved.py reads it",
     "precision int8: ": "a line of a log; tests/unit/test_quantisation.py reads it",
     "triton_launch_mode: ": "a file of Model Analyzer's; tests/server/test_model_analyzer.py has its fields",
-    "[   9 s] ": "what tune prints meanwhile; tests/server/test_tune.py reads such lines",
+    "[   9 s] ": "what tune prints meanwhile; tests/server/test_tuning.py reads such lines",
     "Model,Batch,Concurrency": "what Model Analyzer writes",
     "sample 1 of 4: ": "an error of a request; tests/server/test_stages.py gets it",
 }
