@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,15 @@ from object_stores import Gate, ObjectStore, object_store
 
 # A model that no engine takes is not worth an installation; the tests of conversions set it otherwise.
 os.environ["TRITON_UNIFIED_TOOLCHAINS"] = "off"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process sends the package's lines elsewhere: only until the test ends."""
+    logger = logging.getLogger("unified_backend")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="session")
