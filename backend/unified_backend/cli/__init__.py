@@ -8,20 +8,7 @@ import typer
 from rich.console import Console
 
 from unified_backend import __version__
-from unified_backend.cli import cache, ensemble, toolchain
-from unified_backend.cli.bench import bench
-from unified_backend.cli.build import build
-from unified_backend.cli.check import check
-from unified_backend.cli.convert import convert
-from unified_backend.cli.doctor import doctor
-from unified_backend.cli.export import export
-from unified_backend.cli.init import init
-from unified_backend.cli.inspect import inspect
-from unified_backend.cli.install import install, uninstall
-from unified_backend.cli.optimize import optimize
-from unified_backend.cli.serve import ServeCommand, serve
-from unified_backend.cli.top import top
-from unified_backend.cli.tune import tune
+from unified_backend.cli.commands import Commands
 from unified_backend.errors import UnifiedError
 from unified_backend.stopping import clean_up_when_stopped
 
@@ -30,28 +17,15 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="triton-unified",
     help="Drop any trained model into a Triton model repository and it serves.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 
-app.command(cls=ServeCommand)(serve)
-app.command()(install)
-app.command()(uninstall)
-app.command()(init)
-app.command()(check)
-app.command()(inspect)
-app.command()(convert)
-app.command()(optimize)
-app.command()(tune)
-app.command()(doctor)
-app.command()(top)
-app.command()(build)
-app.command()(export)
-app.command()(bench)
-app.add_typer(cache.app, name="cache")
-app.add_typer(toolchain.app, name="toolchain")
-app.add_typer(ensemble.app, name="ensemble")
+@app.callback()
+def _whole() -> None:
+    """Makes a group of what has one command registered here."""
 
 
 @app.command()

@@ -15,7 +15,8 @@ import typer
 
 from unified_backend import logs, reports
 from unified_backend.cli.bench_shown import Shown, print_comparison, print_result
-from unified_backend.cli.cache.shared import AsJson, opened, print_json
+from unified_backend.cli.opened import opened
+from unified_backend.cli.shown import AsJson, print_json
 from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import MeasurementError, Refused
 from unified_backend.loading import ENGINES

@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from unified_backend.cli.cache.shared import amount, one_line, print_facts, print_rows
+from unified_backend.amounts import amount
+from unified_backend.cli.shown import print_facts, print_rows
+from unified_backend.errors import one_line
 from unified_backend.measuring.compare import Comparison
 from unified_backend.measuring.opening import Candidate
 from unified_backend.measuring.perf_analyzer import Reading

@@ -14,13 +14,15 @@ from rich.console import Console
 
 from unified_backend import hosts, logs
 from unified_backend.ahead import target
+from unified_backend.amounts import amount
 from unified_backend.building import Outcome, Target, targets
 from unified_backend.building import build as built
 from unified_backend.cache import Cache
 from unified_backend.cache.fleet import drain, push_entries
 from unified_backend.cache.outbox import Sent
-from unified_backend.cli.cache.shared import AsJson, amount, opened, print_json, print_rows, translated
 from unified_backend.cli.cache.transfer import print_sent
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, print_json, print_rows
 from unified_backend.errors import Refused
 from unified_backend.server.preflight import check_repository, is_remote
 

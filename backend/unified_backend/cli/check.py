@@ -16,7 +16,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import opened
+from unified_backend.cli.opened import opened
 from unified_backend.engines.printed import natives_aside
 from unified_backend.errors import UnifiedError
 from unified_backend.gpus import gpu_of

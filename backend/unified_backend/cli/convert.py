@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts, print_json, print_rows, translated
+from unified_backend.amounts import amount
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, print_facts, print_json, print_rows
 from unified_backend.cli.source import named
 from unified_backend.converting import MODEL, REPORT
 from unified_backend.converting import convert as converted

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import opened
+from unified_backend.cli.opened import opened
 from unified_backend.engines.printed import natives_aside
 from unified_backend.ensembles.definition import read_definition
 from unified_backend.ensembles.graph import to_mermaid, to_svg
@@ -20,7 +20,11 @@ from unified_backend.errors import Refused
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Pipelines of models and stages: written into a repository, and drawn.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Pipelines of models and stages: written into a repository, and drawn.",
+)
 
 _Definition = Annotated[Path, typer.Argument(metavar="FILE", help="The pipeline's YAML file.")]
 

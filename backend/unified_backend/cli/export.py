@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import AsJson, amount, opened, print_json, print_rows, translated
+from unified_backend.amounts import amount
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, print_json, print_rows
 from unified_backend.errors import Refused
 from unified_backend.exports.native import REPORT, Row, Working, export_native, report, require_free
 from unified_backend.server.preflight import check_repository, is_remote

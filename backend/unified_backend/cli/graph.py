@@ -11,11 +11,11 @@ from typing import Any
 import typer
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import one_line, opened, translated
+from unified_backend.cli.opened import opened, translated
 from unified_backend.cli.source import found_in
 from unified_backend.drawing.model_graph import draw
 from unified_backend.engines.printed import natives_aside
-from unified_backend.errors import Refused
+from unified_backend.errors import Refused, one_line
 from unified_backend.onnx_at_hand import onnx_at_hand
 from unified_backend.settings import Settings
 

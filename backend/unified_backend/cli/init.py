@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import AsJson, amount, one_line, print_facts, print_json
+from unified_backend.amounts import amount
 from unified_backend.cli.convert import pair
+from unified_backend.cli.shown import AsJson, print_facts, print_json
 from unified_backend.cli.source import found_in, named
 from unified_backend.engines.printed import natives_aside
-from unified_backend.errors import ConfigError, Refused
+from unified_backend.errors import ConfigError, Refused, one_line
 from unified_backend.new_model import NewModel, make_model, place_of
 
 __all__ = ["init"]

@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unified_backend.cli.cache.shared import amount, one_line
-from unified_backend.cli.graph import drawn, show_in_netron
+from unified_backend.amounts import amount
 from unified_backend.cli.source import folder_of, found_in, named
-from unified_backend.errors import ConfigError, Refused, SourceError
+from unified_backend.errors import ConfigError, Refused, SourceError, one_line
 from unified_backend.formats import FORMATS, Source
 from unified_backend.formats.description import Description
 from unified_backend.formats.integrity import check
@@ -67,10 +66,14 @@ def inspect(
     try:
         settings = read_settings(source.name, {name: value for name, value in asked.items() if value}, ())
         if netron:
+            from unified_backend.cli.graph import show_in_netron  # asks for all engines, which a look does not need
+
             show_in_netron(found_in(source).path)
             return
         result = _result(source, settings)
         if graph:
+            from unified_backend.cli.graph import drawn
+
             result["graph"] = drawn(source, settings, graph)
     except ConfigError as error:
         raise Refused(error.what, error.why, error.do) from None

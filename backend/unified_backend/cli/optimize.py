@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts, print_json, print_rows, translated
+from unified_backend.amounts import amount
 from unified_backend.cli.convert import HEADINGS, cells, pair
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, print_facts, print_json, print_rows
 from unified_backend.cli.source import named
 from unified_backend.converting import require_usable, write_folder
 from unified_backend.engines.printed import natives_aside

@@ -18,7 +18,7 @@ from unified_backend.server.options import ControlMode, Options
 from unified_backend.server.preflight import is_remote, model_folders
 from unified_backend.server.run import LoadedModel, RunningServer, start
 
-__all__ = ["ServeCommand", "serve"]
+__all__ = ["app"]
 
 # What serve needs to know itself, and how to say it.
 _OURS = {
@@ -39,7 +39,7 @@ _INSIST_SECONDS = 2.0
 _LOADING_SECONDS = 10.0
 
 
-class ServeCommand(TyperCommand):
+class _ServeCommand(TyperCommand):
     """Keeps what follows `--` from being taken for more repositories."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
@@ -49,6 +49,10 @@ class ServeCommand(TyperCommand):
         return super().parse_args(ctx, args[:cut])
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(cls=_ServeCommand)
 def serve(
     context: typer.Context,
     repositories: Annotated[

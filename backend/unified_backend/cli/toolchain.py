@@ -17,7 +17,9 @@ from unified_backend.variables import toolchain_directory
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Environments that hold one framework each, for conversions.", no_args_is_help=True)
+app = typer.Typer(
+    help="Environments that hold one framework each, for conversions.", add_completion=False, no_args_is_help=True
+)
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Toolchains; all if none is named.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unified_backend.cli.cache.shared import amount, one_line, print_facts, print_rows
-from unified_backend.errors import ServerError
+from unified_backend.amounts import amount
+from unified_backend.cli.shown import print_facts, print_rows
+from unified_backend.errors import ServerError, one_line
 from unified_backend.server.metrics import fetch, metrics_url
 from unified_backend.server.traffic import ModelTraffic, Traffic, traffic
 

@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from unified_backend import logs
-from unified_backend.cli.cache.shared import AsJson, one_line, opened, print_facts, print_json, print_rows
+from unified_backend.cli.opened import opened
+from unified_backend.cli.shown import AsJson, print_facts, print_json, print_rows
 from unified_backend.cli.source import named
 from unified_backend.engines.printed import natives_aside
-from unified_backend.errors import MeasurementError, Refused
+from unified_backend.errors import MeasurementError, Refused, one_line
 from unified_backend.forms.reference import ENGINES
 from unified_backend.measuring.machine import machine
 from unified_backend.measuring.perf_analyzer import find_perf_analyzer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, quoteattr
+from html import escape
 
 __all__ = ["CHARACTER", "document", "fitted", "text", "width_of"]
 
@@ -40,14 +40,14 @@ def document(label: str, width: float, height: float, parts: Sequence[str]) -> s
     """
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img" aria-label={quoteattr(_allowed(label))}>'
+        f'height="{height:g}" role="img" aria-label="{escape(_allowed(label))}">'
     )
     return "\n".join([head, f"<style>{_STYLE}</style>", _ARROW, *parts, "</svg>"]) + "\n"
 
 
 def text(content: str) -> str:
     """Text as it may stand in an element."""
-    return escape(_allowed(content))
+    return escape(_allowed(content), quote=False)
 
 
 def width_of(content: str) -> float:

@@ -16,6 +16,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     help="Look into the cache, keep it in order, and move entries between hosts.",
+    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -11,8 +11,9 @@ from unified_backend.cache import Cache
 from unified_backend.cache.archive import pack, unpack
 from unified_backend.cache.catalogue import Catalogue
 from unified_backend.cache.store import Stored
-from unified_backend.cli.cache.shared import AsJson, opened, tracked, translated
 from unified_backend.cli.cache.transfer import conclude
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, tracked
 from unified_backend.errors import CacheError
 
 __all__ = ["export", "import_"]

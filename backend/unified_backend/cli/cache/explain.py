@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from unified_backend.amounts import amount
 from unified_backend.cache.catalogue import SHORT, maker_of
 from unified_backend.cache.explaining import ABSENT, Difference
 from unified_backend.cache.manifest import Manifest
-from unified_backend.cli.cache.shared import AsJson, ago, amount, one_line, opened, print_json, translated
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, ago, print_json
+from unified_backend.errors import one_line
 from unified_backend.explaining import Explained, Explanation, explain_model
 from unified_backend.formats import Source
 from unified_backend.repository import our_config, version_folder

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unified_backend.amounts import amount
 from unified_backend.cache import Cache
 from unified_backend.cache.remote import Remote, RemoteError
-from unified_backend.cli.cache.shared import AsJson, amount, opened, print_facts, print_json
+from unified_backend.cli.opened import opened
+from unified_backend.cli.shown import AsJson, print_facts, print_json
 
 __all__ = ["info"]
 

@@ -10,22 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from unified_backend.amounts import amount
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import SHORT, Catalogue, device_of, maker_of
 from unified_backend.cache.files import read_plain
 from unified_backend.cache.manifest import MANIFEST, SIGNATURE, DamagedError, Manifest
 from unified_backend.cache.store import Stored
-from unified_backend.cli.cache.shared import (
-    AsJson,
-    ago,
-    amount,
-    opened,
-    place_of,
-    print_facts,
-    print_json,
-    print_rows,
-    translated,
-)
+from unified_backend.cli.opened import opened, place_of, translated
+from unified_backend.cli.shown import AsJson, ago, print_facts, print_json, print_rows
 from unified_backend.errors import CacheError
 
 __all__ = ["ls", "show"]

@@ -9,19 +9,13 @@ from typing import Annotated
 
 import typer
 
+from unified_backend.amounts import amount
 from unified_backend.cache import Cache
 from unified_backend.cache.catalogue import SHORT, Catalogue, is_model
 from unified_backend.cache.store import Stored
-from unified_backend.cli.cache.shared import (
-    AsJson,
-    amount,
-    one_line,
-    opened,
-    place_of,
-    print_json,
-    translated,
-)
-from unified_backend.errors import CacheError, Refused
+from unified_backend.cli.opened import opened, place_of, translated
+from unified_backend.cli.shown import AsJson, print_json
+from unified_backend.errors import CacheError, Refused, one_line
 from unified_backend.values import parse_bytes
 
 __all__ = ["gc", "rm"]

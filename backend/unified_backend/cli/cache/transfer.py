@@ -13,7 +13,8 @@ from unified_backend.cache.catalogue import SHORT, Catalogue, by_prefix, is_mode
 from unified_backend.cache.fleet import drain, pull_entries, push_entries
 from unified_backend.cache.outbox import Sent
 from unified_backend.cache.remote import Remote
-from unified_backend.cli.cache.shared import AsJson, opened, place_of, print_json, remote_of, tracked, translated
+from unified_backend.cli.opened import opened, place_of, remote_of, translated
+from unified_backend.cli.shown import AsJson, print_json, tracked
 from unified_backend.errors import Refused
 
 __all__ = ["conclude", "print_sent", "pull", "push"]

@@ -14,7 +14,9 @@ from unified_backend.cache.files import sha256_of
 from unified_backend.cache.fleet import pull_entries
 from unified_backend.cache.manifest import DamagedError, UntrustedError
 from unified_backend.cache.store import kind_of
-from unified_backend.cli.cache.shared import AsJson, one_line, opened, print_json, tracked, translated
+from unified_backend.cli.opened import opened, translated
+from unified_backend.cli.shown import AsJson, print_json, tracked
+from unified_backend.errors import one_line
 
 __all__ = ["verify"]
 

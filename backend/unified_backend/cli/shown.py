@@ -1,13 +1,10 @@
-"""What the cache commands share: the cache, keys and names as users give them, and how values are shown."""
+"""How commands show what they found: tables and facts for a person, lines for a pipe, JSON for a program."""
 
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -16,29 +13,9 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from unified_backend import logs
-from unified_backend.amounts import amount
-from unified_backend.cache import Cache
-from unified_backend.cache.catalogue import by_prefix
-from unified_backend.cache.remote import Remote, RemoteError
-from unified_backend.errors import CacheError, ConfigError, Refused, one_line
-from unified_backend.loading import open_cache
+from unified_backend.errors import one_line
 
-__all__ = [
-    "AsJson",
-    "ago",
-    "amount",
-    "duration",
-    "one_line",
-    "opened",
-    "place_of",
-    "print_facts",
-    "print_json",
-    "print_rows",
-    "remote_of",
-    "tracked",
-    "translated",
-]
+__all__ = ["AsJson", "ago", "duration", "print_facts", "print_json", "print_rows", "tracked"]
 
 Step = TypeVar("Step")
 
@@ -47,61 +24,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _CUT = 20  # characters
 _WIDE = 110  # columns of a terminal that holds every column of a table as it is
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-
-
-def opened() -> Cache:
-    """The cache that the environment describes; its warnings go to standard error.
-
-    Raises:
-        Refused: a variable of the environment cannot be used.
-    """
-    logs.to_standard_error(logging.WARNING)
-    try:
-        return open_cache()
-    except (ConfigError, CacheError) as error:
-        raise Refused(error.what, error.why, error.do) from None
-
-
-def remote_of(cache: Cache) -> Remote:
-    """The remote tier.
-
-    Raises:
-        Refused: none is configured.
-    """
-    if cache.remote is None:
-        raise Refused(
-            "there is no remote cache",
-            "TRITON_UNIFIED_REMOTE_CACHE is not set",
-            "Set it to s3://BUCKET/PREFIX, gs://..., az://... or a folder",
-        )
-    return cache.remote
-
-
-def place_of(cache: Cache, prefix: str) -> Path:
-    """The folder of the one entry on this disk whose key begins so, damaged or not.
-
-    Raises:
-        Refused: there is none, or several.
-    """
-    places = {place.name: place for place in cache.store.places()}
-    return places[by_prefix(places, prefix, "in the cache")]
-
-
-@contextmanager
-def translated(cache: Cache) -> Iterator[None]:
-    """Turn what the disk and the remote tier raise into errors that a person can act on."""
-    try:
-        yield
-    except RemoteError as error:
-        url = cache.remote.url if cache.remote else ""
-        raise CacheError(
-            f"the remote cache {url} failed", str(error), "Correct that, and run the same command again"
-        ) from None
-    except OSError as error:
-        reason = f"{error.filename or cache.root}: {error.strerror or error}"
-        raise CacheError(
-            f"the cache {cache.root} failed", reason, "Check its disk and permissions, or name another folder"
-        ) from None
 
 
 def duration(seconds: float) -> str:
