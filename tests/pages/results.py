@@ -40,6 +40,7 @@ def point(of: dict[str, Any], batch: int, concurrency: int, **changed: Any) -> d
     throughput = speed * batch**0.4 * concurrency / (concurrency + of["load_seconds"] / 4)
     p50 = 1000 * batch * concurrency / throughput
     shares = {"client send": 0.01, "network": 0.06, "input": 0.03, "output": 0.02, "client receive": 0.004}
+    shares |= {"preprocess": 0.04, "postprocess": 0.015}
     shares["queue"] = 0.85 * (concurrency - 1) / (concurrency + 1)
     shares["infer"] = 1 - sum(shares.values())
     parts = {name: share * p50 * 1.02 for name, share in shares.items()}

@@ -203,7 +203,11 @@ def test_bars_are_as_long_as_their_share_of_the_time(reports: Any, page_at: Page
             )
             parts = one["parts"]
             client = parts["client send"] + parts["client receive"]
-            shares = {name: part for name, part in parts.items() if part and not name.startswith("client")}
+            shares = {
+                name.removesuffix("process"): part  # `pre` and `post`
+                for name, part in parts.items()
+                if part and not name.startswith("client")
+            }
             shares |= {"client": client}
             whole, total = sum(widths.values()), sum(shares.values())
             assert {name: width / whole for name, width in widths.items()} == pytest.approx(

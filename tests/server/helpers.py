@@ -61,7 +61,7 @@ class Triton:
         self.url = running.options.url("http")
         self.grpc_url = running.options.url("grpc")
         self.metrics_url = f"http://{running.options.url('metrics')}/metrics"
-        self.client = httpclient.InferenceServerClient(self.url, network_timeout=120.0, connection_timeout=120.0)
+        self.client = httpclient.InferenceServerClient(self.url, network_timeout=300.0, connection_timeout=120.0)
 
     def add_model(self, name: str, files: Mapping[str, bytes | Path], config: str | None = None) -> Path:
         """Write a model directory (`files` are relative to it, such as `1/model.onnx`) and return it."""
@@ -163,7 +163,7 @@ _NUMBERS = itertools.count(1)
 def start_server(
     repository: Path,
     environment: Mapping[str, str] | None = None,
-    ready_within: float | None = 120.0,
+    ready_within: float | None = 240.0,
     more: Sequence[str] = (),
     server: Server | None = None,
     **options: Any,

@@ -20,6 +20,15 @@ from pipelines import write_pipeline
 MODEL = parsed(
     "g (float[N,3,16,16] image) => (float[N,3] mean) { pooled = GlobalAveragePool (image)  mean = Flatten (pooled) }"
 )
+SLOW_STAGE = """
+import time
+from unified_backend.stages.user import stage
+
+@stage(inputs={"mean": "FP32[-1,3]"}, outputs={"same": "FP32[-1,3]"})
+def slow(mean):
+    time.sleep(0.02)
+    return mean
+"""
 BRIEF = ("--duration", "0.3", "--rounds", "2")
 
 
@@ -122,8 +131,22 @@ def test_a_pipeline_is_measured_as_an_ensemble_and_fused(home: Path) -> None:
     ensemble, fused = result["points"]
     assert (ensemble["variant"], fused["variant"]) == ("ensemble", "fused")
     assert {step["model"] for step in ensemble["steps"]} >= {"sums_make", "add", "sums_join"}
-    assert "steps" not in fused
+    spent = {step["model"]: step["parts"] for step in fused["steps"]}
+    assert spent.keys() == {"make", "add", "join"}
+    assert sum(parts["infer"] for parts in spent.values()) == pytest.approx(fused["parts"]["infer"])
     assert not result["skipped"]
+
+
+def test_stages_have_parts_of_their_own(home: Path) -> None:
+    version = home / "models" / "staged" / "1"
+    version.mkdir(parents=True)
+    onnx.save(MODEL, version / "mean.onnx")
+    (version / "postprocess.py").write_text(SLOW_STAGE)
+    done = bench(home, version.parent, "--concurrency", "1", "--duration", "1", "--rounds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    [point] = json.loads(done.stdout)["points"]
+    assert point["parts"]["postprocess"] > 15 > point["parts"]["infer"]
+    assert "preprocess" not in point["parts"]
 
 
 def test_a_running_server_is_measured_with_images(triton: Triton, tmp_path: Path) -> None:

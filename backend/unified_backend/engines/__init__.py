@@ -12,6 +12,7 @@ import numpy as np
 from unified_backend.errors import UnifiedError
 from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
+from unified_backend.spent import Spent
 from unified_backend.tensors import Array, Signature
 
 __all__ = ["Built", "Canonical", "EachRunner", "Engine", "Runner", "Threads", "builds_slowly", "run_one"]
@@ -105,7 +106,12 @@ class EachRunner(Runner, Protocol):
 
     Its work is in two halves, so that one batch can be prepared while the engine runs another; each half is called by
     one thread at a time.
+
+    Attributes:
+        spent: the time that its parts take, counted here; may be replaced by another counter.
     """
+
+    spent: Spent
 
     def prepare(self, requests: Sequence[Mapping[str, Array]]) -> Any:
         """What can be done of some requests before the engine is free.

@@ -17,6 +17,7 @@ from unified_backend.formats.dali import rows_of, spec_of
 from unified_backend.formats.dali_file import Port, ports
 from unified_backend.gpus import Gpu
 from unified_backend.settings import Settings
+from unified_backend.spent import Spent
 from unified_backend.stages.dali_definition import pipeline_bytes
 from unified_backend.stages.dali_pipeline import PipelineStage
 from unified_backend.stages.decoders import without_gpu_decoders
@@ -182,6 +183,7 @@ class SplitRunner:
     def __init__(self, stage: PipelineStage, served: _Served) -> None:
         self._stage, self._served = stage, served
         self.signature = served.signature
+        self.spent = Spent()
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None

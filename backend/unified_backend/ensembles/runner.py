@@ -11,6 +11,7 @@ import numpy as np
 from unified_backend.engines import EachRunner, run_one
 from unified_backend.errors import EngineError, RequestError, UnifiedError
 from unified_backend.formats.pipeline import Compiled, CompiledStep
+from unified_backend.spent import Spent
 from unified_backend.stages import Stage
 from unified_backend.stages.python_function import PythonStage
 from unified_backend.tensors import Array, Signature, TensorSpec
@@ -68,6 +69,7 @@ class PipelineRunner:
         self.signature: Signature = pipeline.signature
         self._pipeline, self._stages, self._members = pipeline, stages, members
         self._apart = set[int]()
+        self.spent = Spent()  # by the names of steps
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], into: Mapping[str, Array] | None = None
@@ -88,14 +90,16 @@ class PipelineRunner:
                 sizes.append(1)
         done = 0
         while done in self._stages:
-            self._run(done, samples)
+            with self.spent.on(str(self._pipeline.steps[done])):
+                self._run(done, samples)
             done += 1
         return _Prepared(sizes, samples, done)
 
     def finish(self, prepared: _Prepared, outputs: Sequence[str]) -> list[dict[str, Array] | UnifiedError]:
         """Run the other steps, and put the answers together."""
         for number in range(prepared.done, len(self._pipeline.steps)):
-            self._run(number, prepared.samples)
+            with self.spent.on(str(self._pipeline.steps[number])):
+                self._run(number, prepared.samples)
         answers: list[dict[str, Array] | UnifiedError] = []
         begin = 0
         for size in prepared.sizes:

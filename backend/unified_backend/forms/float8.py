@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from unified_backend.engines import Canonical, Runner
 from unified_backend.engines.reference import open_reference
-from unified_backend.errors import ConfigError, VerificationError
-from unified_backend.forms.quantised import MOST_KEPT, literal, refused, split
+from unified_backend.errors import ConfigError
+from unified_backend.forms.quantised import split
+from unified_backend.forms.worst_layers import Written, literal, without_the_worst
 from unified_backend.graph.files import MODEL, read_whole, write_whole
 from unified_backend.graph.float8 import OPSET, float8, layers_in
 from unified_backend.graph.nodes import at_opset
@@ -54,27 +55,20 @@ def in_float8(
 
     learnt, checked = split(data)
     seen = ranges(path, learnt, folder, opened)
-    rows: list[dict[str, Any]] = []
-    kept: dict[str, str] = {}
-    step = 0
-    while True:
-        made = float8(_model(path), seen, [*settings.exclude, *map(literal, kept)])
+
+    def write(patterns: Sequence[str]) -> Written:
+        made = float8(_model(path), seen, [*settings.exclude, *patterns])
         if not made.layers:
             why = next(iter(made.kept.values()), "it has no layer with weights")
             raise ConfigError(f"{label}: no layer can be quantised to fp8", why, "Leave the parameter `precision` out")
         write_whole(made.model, folder / MODEL)
-        try:
-            judge(folder / MODEL)
-        except VerificationError as error:
-            step = 2 * step or 1
-            if step > MOST_KEPT * (made.layers + len(kept)):
-                raise refused(error, rows, kept) from None
-            rows = rows or _alone(path, seen, made.kept, checked[:_TRIED], opened, folder)
-            kept = {row["layer"]: f"alone it costs cosine {1 - row['cosine']:.1e}" for row in rows[:step]}
-            logger.info('quantising again model=%s kept_in_fp32=%d reason="%s"', label, step, error.why)
-            continue
-        named = {name: kept.get(name, why) for name, why in made.kept.items()}
-        return {"nodes": made.layers, "kept": named, "held_out": learnt is not data}
+        return Written(made.layers, made.kept)
+
+    def alone(written: Written) -> list[dict[str, Any]]:
+        return _alone(path, seen, written.kept, checked[:_TRIED], opened, folder)
+
+    written = without_the_worst(label, write, lambda: judge(folder / MODEL), alone)
+    return {"nodes": written.layers, "kept": written.kept, "held_out": learnt is not data}
 
 
 def _alone(

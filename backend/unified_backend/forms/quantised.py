@@ -16,7 +16,8 @@ from unified_backend import hosts
 from unified_backend.cache import Key
 from unified_backend.engines import Canonical
 from unified_backend.engines.sessions import runtime_version
-from unified_backend.errors import ConfigError, ConversionError, VerificationError
+from unified_backend.errors import ConfigError, ConversionError
+from unified_backend.forms.worst_layers import Written, without_the_worst
 from unified_backend.graph.files import MODEL, read_whole, write_whole
 from unified_backend.graph.quantiser import QUANTISED, TABLE
 from unified_backend.lookups import Lookup
@@ -24,7 +25,7 @@ from unified_backend.settings import Settings
 from unified_backend.tensors import Array
 from unified_backend.toolchains import job as jobs
 
-__all__ = ["MOST_KEPT", "Quantising", "layers_of", "literal", "quantised", "refused", "scheme_of", "split"]
+__all__ = ["Quantising", "layers_of", "quantised", "scheme_of", "split"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ _WORKER = "unified_backend.graph.quantiser"
 _DISK_BYTES = 64 * 10**9
 _FEW = 8  # batches from which a quarter is held out, to be compared on what was not calibrated on
 _MOST_CHECKED = 16  # batches that each trial is compared on
-MOST_KEPT = 0.34  # of the layers; a model that needs more of them in FP32 is not worth quantising
 
 Feeds = Mapping[str, Array]
 
@@ -91,40 +91,26 @@ def quantised(what: Quantising, judge: Callable[[Path], None], folder: Path) -> 
     dynamic = settings.calibration_method == "dynamic"
     if not dynamic:
         job["table"] = str(_table(what, learnt))
-    rows: list[Mapping[str, Any]] = []
-    kept: dict[str, str] = {}
-    step = 0
-    while True:
-        task = {**job, "exclude": [*job["exclude"], *map(literal, kept)]}
+
+    def write(patterns: Sequence[str]) -> Written:
+        task = {**job, "exclude": [*job["exclude"], *patterns]}
         result = _run(what, "dynamic" if dynamic else "quantise", task, [], folder)
         write_whole(read_whole(folder / QUANTISED), folder / MODEL)
         _clear(folder)
-        try:
-            judge(folder / MODEL)
-        except VerificationError as error:
-            layers = result["layers"] + len(kept)
-            step = 2 * step or 1
-            if dynamic or step > MOST_KEPT * layers:
-                raise refused(error, rows, kept) from None
-            rows = rows or layers_of(what, checked, folder)
-            kept = {row["layer"]: f"alone it costs cosine {1 - row['cosine']:.1e}" for row in rows[:step]}
-            logger.info(
-                'quantising again model=%s kept_in_fp32=%d worst=%s reason="%s"',
-                label,
-                step,
-                rows[0]["layer"],
-                error.why,
-            )
-            continue
-        named = {name: kept.get(name, why) for name, why in result["kept"].items()}
-        return {
-            "nodes": result["layers"],
-            "kept": named,
-            "scheme": job["scheme"],
-            "method": settings.calibration_method,
-            "batches": [len(learnt), len(checked)],
-            "held_out": learnt is not what.data,
-        }
+        return Written(result["layers"], result["kept"])
+
+    def alone(_: Written) -> Sequence[Mapping[str, Any]]:
+        return layers_of(what, checked, folder)
+
+    written = without_the_worst(label, write, lambda: judge(folder / MODEL), None if dynamic else alone)
+    return {
+        "nodes": written.layers,
+        "kept": written.kept,
+        "scheme": job["scheme"],
+        "method": settings.calibration_method,
+        "batches": [len(learnt), len(checked)],
+        "held_out": learnt is not what.data,
+    }
 
 
 def layers_of(what: Quantising, checked: Sequence[Feeds], folder: Path) -> list[Mapping[str, Any]]:
@@ -194,17 +180,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in kept:
             path.unlink()
-
-
-def literal(name: str) -> str:
-    """A pattern that matches the name alone."""
-    return "".join(f"[{one}]" if one in "*?[" else one for one in name)
-
-
-def refused(error: VerificationError, rows: Sequence[Mapping[str, Any]], kept: Mapping[str, str]) -> VerificationError:
-    """The error of a model that does not hold even with its worst layers in FP32; names these."""
-    worst = ", ".join(f"{row['layer']} ({1 - row['cosine']:.1e})" for row in rows[:3])
-    why = error.why + (f", its {len(kept)} worst layers in FP32" if kept else "")
-    why += f"; the layers that cost most cosine are {worst}" if worst else ""
-    do = "Give more calibration data, another `calibration_method`, layers to `exclude`, or a `tolerance`"
-    return VerificationError(error.what, why, do)

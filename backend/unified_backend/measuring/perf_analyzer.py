@@ -15,6 +15,7 @@ from types import MappingProxyType
 from unified_backend.errors import MeasurementError, Refused
 
 __all__ = [
+    "EVERY_PART",
     "LASTS",
     "PARTS",
     "PROTOCOLS",
@@ -39,6 +40,9 @@ PARTS = MappingProxyType(
         "client receive": "Client Recv",
     }
 )
+# With what the server calls `infer` divided, where the model has stages: see `stages.divided`.
+STAGES = ("preprocess", "infer", "postprocess")
+EVERY_PART = tuple(one for part in PARTS for one in (STAGES if part == "infer" else (part,)))
 
 STARTUP_SECONDS = 0.35  # perf_analyzer's own start and end, measured
 LASTS = 1.2  # as long as it was told to measure: 1.30 s for 1.00, 8.27 for 6.72, 19.34 for 15.94
@@ -90,7 +94,7 @@ class Reading:
     Attributes:
         throughput: inferences a second: requests times their batch.
         p50, p90, p95, p99: percentiles of a request's latency, in milliseconds.
-        parts: the mean of each of `PARTS`, in milliseconds; of an ensemble the sum over its steps.
+        parts: the mean of each of `EVERY_PART`, in milliseconds; of an ensemble the sum over its steps.
     """
 
     throughput: float

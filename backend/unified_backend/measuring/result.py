@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
-from unified_backend.measuring.perf_analyzer import PARTS, Reading
+from unified_backend.measuring.perf_analyzer import EVERY_PART, Reading
 
 __all__ = [
     "PERCENTILES",
@@ -51,6 +51,7 @@ class Check:
     """One output at one batch size, compared with what it should be; see `verification.Compared`.
 
     Attributes:
+        max_rel: relative to the largest value expected; of an output that is 0 everywhere, `max_abs`.
         compared_with: the source's framework, the model in FP32, ...
     """
 
@@ -67,7 +68,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Step:
-    """One model of an ensemble under the ensemble's load; parts in milliseconds a request."""
+    """One step of a pipeline under the pipeline's load; parts in milliseconds a request."""
 
     model: str
     parts: Mapping[str, float]
@@ -116,7 +117,7 @@ class PointResult:
 
     Attributes:
         rounds: one reading a round.
-        steps: of an ensemble, from the server's statistics.
+        steps: of an ensemble, from the server's statistics; of a fused pipeline, from the backend's metrics.
         busy: share of the time in which its instances were executing (of an ensemble: the busiest model's), from the
             server's statistics; None where they do not tell.
         mean_batch: samples in one execution, likewise.
@@ -143,7 +144,7 @@ class PointResult:
     @property
     def parts(self) -> dict[str, float]:
         """Medians over the rounds, in milliseconds, of the parts that every round has."""
-        names = [name for name in PARTS if all(name in reading.parts for reading in self.rounds)]
+        names = [name for name in EVERY_PART if all(name in reading.parts for reading in self.rounds)]
         return {name: median(reading.parts[name] for reading in self.rounds) for name in names}
 
     def to_json(self) -> dict[str, Any]:

@@ -14,20 +14,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unified_backend.errors import MeasurementError
-from unified_backend.loading import open_cache
 from unified_backend.measuring.client import Client
 from unified_backend.measuring.counts import Counts, counted
 from unified_backend.measuring.inputs import Inputs, choose_inputs
 from unified_backend.measuring.perf_analyzer import Load, Reading, measure
 from unified_backend.measuring.result import Check, ServedVariant
 from unified_backend.measuring.serving import serving
+from unified_backend.measuring.stages import divided, steps_of, worked
 from unified_backend.measuring.subjects import Subject
 from unified_backend.measuring.variants import Variant, write_repository
+from unified_backend.measuring.verified import verified
+from unified_backend.server.metrics import Page, fetch
 from unified_backend.server.run import RunningServer
 from unified_backend.tensors import data_type
 
@@ -136,10 +138,27 @@ class Served:
             str(file),
             output_bytes=_output_bytes(self.config),
         )
-        before = self.client.statistics()
+        before, looked = self.client.statistics(), self._metrics()
         reading = measure(tool, load, seconds, lengthen=False)
         names = [model.name for model in self.subject.models] if self.subject else [self.name]
-        return reading, counted(before, self.client.statistics(), names, self._instances)
+        counts = counted(before, self.client.statistics(), names, self._instances)
+        if looked and (now := self._metrics()):
+            work = worked(looked, now)
+            own = work.get(self.name, {})
+            if self._is_fused:
+                return reading, replace(counts, steps=steps_of(reading.parts, own))
+            steps = [replace(step, parts=divided(step.parts, work.get(step.model, {}))) for step in counts.steps]
+            return replace(reading, parts=divided(reading.parts, own)), replace(counts, steps=steps)
+        return reading, counts
+
+    def _metrics(self) -> Page | None:
+        """What the server tells beside its statistics; None of one that was running already: where is not known."""
+        return fetch(f"http://{self.server.options.url('metrics')}/metrics") if self.server else None
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether one model runs the steps of a pipeline."""
+        return not self.is_ensemble and any(load["format"].startswith("pipeline") for load in self.loads)
 
     def _instances(self, model: str) -> int:
         groups = self.client.config(model).get("instance_group") or []
@@ -186,36 +205,12 @@ class Served:
         return total or None
 
     def _verified(self) -> list[Check]:
-        """What the manifests of the entries say that these loads used."""
         if self.subject is None:
             return []
-        labels = {load["model"] for load in self.loads}
-        rows = []
-        with open_cache() as cache:
-            used = {
-                digest
-                for use in cache.store.usage.uses()
-                if use.unix_time >= self.began and (use.label in labels or use.label.partition("/")[0] in self._members)
-                for digest in use.entries
-            }
-            for entry in cache.store.entries():
-                if entry.path.name not in used:
-                    continue
-                facts = entry.manifest.facts
-                against = facts.get("reference") or _AGAINST.get(entry.manifest.key.kind, "the model before it")
-                for row in facts.get("verified") or []:
-                    kept = {name: row[name] for name in _ERRORS if name in row}
-                    rows.append(Check(**kept, compared_with=str(against)))
-        return rows
-
-    @property
-    def _members(self) -> set[str]:
-        models = self.subject.models if self.subject else ()
-        return {member.name for model in models for member in model.members}
+        members = {member.name for model in self.subject.models for member in model.members}
+        return verified({load["model"] for load in self.loads}, members, self.began)
 
 
-_ERRORS = ("output", "batch", "max_abs", "max_rel", "cosine", "top1", "tolerance", "passed")
-_AGAINST = {"precision": "the model in FP32", "canonical": "the source's framework"}
 _OPEN, _STRING = 256, 64  # taken for an output's open dimension, and for a string's bytes
 
 

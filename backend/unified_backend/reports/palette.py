@@ -51,7 +51,9 @@ PATTERNS = {
     "network": ("series-5", "M3 0V6"),
     "queue": ("series-2", ""),
     "input": ("series-3", "M-1 1L1 -1M0 6L6 0M5 7L7 5"),
+    "pre": ("series-2", "M0 3H6"),
     "infer": ("series-1", ""),
+    "post": ("series-6", "M0 3H6"),
     "output": ("series-4", "M-1 5L1 7M0 0L6 6M5 -1L7 1"),
 }
 _SERIES = tuple(role for role in LIGHT if role.startswith("series-"))

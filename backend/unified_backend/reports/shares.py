@@ -23,9 +23,11 @@ PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "client": (("client send", "client receive"), "the load generator's own"),
     "network": (("network",), "between the client and the server"),
     "queue": (("queue",), "waiting for a free instance, or for a batch to fill"),
-    "input": (("input",), "before the engine: gathering, pre-processing"),
-    "infer": (("infer",), "in the engine"),
-    "output": (("output",), "after the engine: post-processing, answering"),
+    "input": (("input",), "gathering the inputs of a batch"),
+    "pre": (("preprocess",), "the stages before the engine"),
+    "infer": (("infer",), "in the engine; of a model without stages, in the backend"),
+    "post": (("postprocess",), "the stages after the engine"),
+    "output": (("output",), "sending the answers"),
 }
 
 

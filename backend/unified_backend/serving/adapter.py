@@ -130,6 +130,7 @@ class ModelInstance:
         plan = dataclasses.replace(plan, gpu_inputs=gpu_inputs)
         plain = Executor(pb_utils, loaded.runner, plan, self._metrics.batch_sizes, self._metrics.errors)
         if isinstance(loaded.runner, EachRunner):
+            loaded.runner.spent = self._metrics.spent  # what the warm-up took is left behind
             return EachExecutor(pb_utils, plain, loaded.runner)
         if not isinstance(loaded.runner, DeviceRunner):
             return plain

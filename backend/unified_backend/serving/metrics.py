@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from unified_backend.spent import Spent
+
 __all__ = ["BATCH_SIZE_BUCKETS", "ServerMetrics"]
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ _FAMILIES = {
     "unified_engine_build_failures_total": ("COUNTER", "Engines that could not be built in the background, and why"),
     "unified_request_errors_total": ("COUNTER", "Requests answered with an error, by Triton error code"),
     "unified_profile_misses_total": ("COUNTER", "Requests outside every optimization profile of the engine"),
+    "unified_stage_duration_us": ("COUNTER", "Microseconds in each stage, the engine, or each step of a pipeline"),
     # A Prometheus histogram in three counters: Triton's own histogram takes one call an observation.
     "unified_batch_size_bucket": ("COUNTER", "Executions whose batch size was at most `le`"),
     "unified_batch_size_sum": ("COUNTER", "Samples executed"),
@@ -41,6 +44,7 @@ class ServerMetrics:
         batch_sizes: runs of the engine by batch size, counted by the executor.
         errors: requests answered with an error, by Triton error code, likewise.
         profile_misses: requests outside every optimization profile, by engine, counted by the runner.
+        spent: time by stage, likewise.
     """
 
     def __init__(self, pb_utils: Any, model: str, version: str) -> None:
@@ -53,7 +57,9 @@ class ServerMetrics:
         self.batch_sizes: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
         self.profile_misses: Counter[str] = Counter()
-        self._sent: dict[str, Counter[Any]] = {name: Counter() for name in ("batch_sizes", "errors", "profile_misses")}
+        self.spent = Spent()
+        counted = ("batch_sizes", "errors", "profile_misses", "spent")
+        self._sent: dict[str, Counter[Any]] = {name: Counter() for name in counted}
         self._wake = threading.Event()
         self._stopped = False
         try:
@@ -122,6 +128,8 @@ class ServerMetrics:
             self._metric("unified_request_errors_total", code=code).increment(count)
         for engine, count in self._news("profile_misses").items():
             self._metric("unified_profile_misses_total", engine=engine).increment(count)
+        for stage, microseconds in self._news("spent").items():
+            self._metric("unified_stage_duration_us", stage=stage).increment(microseconds)
         if not sizes:
             return
         for bound in (*map(float, BATCH_SIZE_BUCKETS), float("inf")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from unified_backend.engines import Runner, run_one
 from unified_backend.engines.device import DeviceRunner
 from unified_backend.engines.uploads import DeviceArray
 from unified_backend.errors import EngineError, RequestError, UnifiedError
+from unified_backend.spent import ENGINE, POSTPROCESS, PREPROCESS, Spent
 from unified_backend.stages import Rows, Stage
 from unified_backend.stages.parts import Before, Lookup, OnDevice
 from unified_backend.tensors import Array, Signature
@@ -82,6 +84,7 @@ class StagedRunner:
         self._batched = batched
         self._before, self._lookups, self._after = before, lookups or {}, after
         self._items = {spec.name: spec.numpy.itemsize for spec in runner.signature.inputs}
+        self.spent = Spent()
         self._on_device: OnDevice | None = None
         if before and isinstance(runner, DeviceRunner) and isinstance(before.stage, OnDevice):
             self._on_device = before.stage  # what is decoded on the GPU stays there
@@ -95,8 +98,9 @@ class StagedRunner:
         """Pre-process requests, those of equal shapes as one batch."""
         answers: dict[int, UnifiedError] = {}
         batches = list[_Batch]()
-        for positions in self._groups(requests):
-            batches += self._prepared(requests, positions, answers)
+        with self.spent.on(PREPROCESS) if self._before else nullcontext():
+            for positions in self._groups(requests):
+                batches += self._prepared(requests, positions, answers)
         return _Prepared(len(requests), answers, batches)
 
     def finish(self, prepared: _Prepared, outputs: Sequence[str]) -> list[Answer]:
@@ -234,14 +238,23 @@ class StagedRunner:
         """What is asked for, from the engine's inputs."""
         if self._after:
             names = [spec.name for spec in self._after.signature.inputs]
-            arrays = dict(zip(names, self.runner.run(feeds, names), strict=True))
-            rows = self._after.run(arrays)
+            arrays = self._engine(feeds, names)
+            with self.spent.on(POSTPROCESS):
+                rows = self._after.run(arrays)
             _require_rows(rows, len(next(iter(arrays.values()))) if self._batched else None, "postprocess")
             return Rows({name: rows.arrays[name] for name in outputs}, rows.failed)
         sources = [name for output in outputs if output in self._lookups for name in self._lookups[output].sources]
         names = list(dict.fromkeys([*(name for name in outputs if name not in self._lookups), *sources]))
-        arrays = dict(zip(names, self.runner.run(feeds, names), strict=True)) if names else {}
-        return Rows({name: self._lookups[name](arrays) if name in self._lookups else arrays[name] for name in outputs})
+        arrays = self._engine(feeds, names) if names else {}
+        if not sources:
+            return Rows({name: arrays[name] for name in outputs})
+        with self.spent.on(POSTPROCESS):
+            found = {name: self._lookups[name](arrays) for name in outputs if name in self._lookups}
+        return Rows({name: found[name] if name in found else arrays[name] for name in outputs})
+
+    def _engine(self, feeds: EngineFeeds, names: Sequence[str]) -> dict[str, Array]:
+        with self.spent.on(ENGINE):
+            return dict(zip(names, self.runner.run(feeds, names), strict=True))
 
 
 def _require_rows(rows: Rows, samples: int | None, which: str) -> None:

@@ -1,0 +1,50 @@
+"""What a model does in the time that Triton calls `infer`: stages and engine, or the steps of a fused pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unified_backend.measuring.result import Step
+from unified_backend.server.metrics import Page
+from unified_backend.spent import ENGINE, POSTPROCESS, PREPROCESS
+
+__all__ = ["divided", "steps_of", "worked"]
+
+_FAMILY = "unified_stage_duration_us"
+_PARTS = {PREPROCESS: "preprocess", ENGINE: "infer", POSTPROCESS: "postprocess"}
+
+Work = Mapping[str, float]
+
+
+def worked(before: Page, after: Page) -> dict[str, dict[str, float]]:
+    """Model -> stage -> microseconds between two looks at a server's metrics, over all instances.
+
+    The backend hands them over once a second, so that either look may lack the last: shares are told, and no times.
+    """
+    spent: dict[str, dict[str, float]] = {}
+    for page, sign in ((before, -1), (after, 1)):
+        for labels, value in page.of(_FAMILY):
+            stages = spent.setdefault(labels.get("model", ""), {})
+            stage = labels.get("stage", "")
+            stages[stage] = stages.get(stage, 0.0) + sign * value
+    return {
+        model: {stage: value for stage, value in stages.items() if value > 0}
+        for model, stages in spent.items()
+        if max(stages.values()) > 0
+    }
+
+
+def divided(parts: Mapping[str, float], work: Work) -> dict[str, float]:
+    """Parts of a request's time with `infer` divided as the work in it is."""
+    told = {_PARTS[stage]: value for stage, value in work.items() if stage in _PARTS}
+    whole = sum(told.values())
+    if "infer" not in parts or not whole:
+        return dict(parts)
+    return {**parts, **{part: parts["infer"] * value / whole for part, value in told.items()}}
+
+
+def steps_of(parts: Mapping[str, float], work: Work) -> list[Step]:
+    """The steps of a fused pipeline: its `infer`, divided as the work in it is; in the order that they first ran in."""
+    whole = sum(work.values())
+    infer = parts.get("infer", 0.0)
+    return [Step(name, {"infer": infer * value / whole}) for name, value in work.items()] if whole and infer else []
