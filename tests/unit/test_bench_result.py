@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured import point, result
+from measured import point, result, variant
+from unified_backend.cache import Cache, Key
 from unified_backend.errors import Refused
 from unified_backend.measuring.perf_analyzer import Reading
 from unified_backend.measuring.result import PointResult, Skipped, spread
 from unified_backend.measuring.saved import parse, read_result, write_result
+from unified_backend.measuring.verified import verified
 
 
 def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -73,3 +75,18 @@ def test_a_result_that_is_not_whole_is_refused_with_the_place(change: dict[str, 
     assert why in str(refused.value)
     with pytest.raises(Refused, match="two variants are named"):
         parse(values | {"variants": 2 * values["variants"]})
+
+
+def test_an_error_relative_to_zeros_is_a_number_that_can_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_UNIFIED_CACHE", str(tmp_path))
+    noise, shape = {"passed": True, "max_abs": 1e-8, "max_rel": math.inf}, {"passed": False, "max_abs": math.inf}
+    rows = [{"output": "y", "tolerance": 1e-3} | noise, {"output": "z", "tolerance": 1e-3, "max_rel": math.inf} | shape]
+    with Cache(tmp_path) as cache:
+        entry = cache.get_or_make(Key("engine", {"of": "net"}), lambda folder: {"verified": rows})
+        cache.store.usage.remember("net/1", [entry.path.name])
+    checks = verified({"net/1"}, set(), 0.0)
+    assert [(check.max_abs, check.max_rel, check.passed) for check in checks] == [(1e-8, 1e-8, True), (1.0, 1.0, False)]
+    made = result([point("net", [1.0])], [variant("net", verified=checks)])
+    assert parse(json.loads(json.dumps(made.to_json()))).variants[0].verified == checks

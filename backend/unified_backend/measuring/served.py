@@ -145,20 +145,15 @@ class Served:
         if looked and (now := self._metrics()):
             work = worked(looked, now)
             own = work.get(self.name, {})
-            if self._is_fused:
-                return reading, replace(counts, steps=steps_of(reading.parts, own))
-            steps = [replace(step, parts=divided(step.parts, work.get(step.model, {}))) for step in counts.steps]
-            return replace(reading, parts=divided(reading.parts, own)), replace(counts, steps=steps)
+            if self.subject and (steps := self.subject.models[0].steps):
+                return reading, replace(counts, steps=steps_of(reading.parts, own, steps))
+            told = [replace(step, parts=divided(step.parts, work.get(step.model, {}))) for step in counts.steps]
+            return replace(reading, parts=divided(reading.parts, own)), replace(counts, steps=told)
         return reading, counts
 
     def _metrics(self) -> Page | None:
         """What the server tells beside its statistics; None of one that was running already: where is not known."""
         return fetch(f"http://{self.server.options.url('metrics')}/metrics") if self.server else None
-
-    @property
-    def _is_fused(self) -> bool:
-        """Whether one model runs the steps of a pipeline."""
-        return not self.is_ensemble and any(load["format"].startswith("pipeline") for load in self.loads)
 
     def _instances(self, model: str) -> int:
         groups = self.client.config(model).get("instance_group") or []

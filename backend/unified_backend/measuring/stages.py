@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from unified_backend.measuring.result import Step
 from unified_backend.server.metrics import Page
@@ -43,8 +43,11 @@ def divided(parts: Mapping[str, float], work: Work) -> dict[str, float]:
     return {**parts, **{part: parts["infer"] * value / whole for part, value in told.items()}}
 
 
-def steps_of(parts: Mapping[str, float], work: Work) -> list[Step]:
-    """The steps of a fused pipeline: its `infer`, divided as the work in it is; in the order that they first ran in."""
-    whole = sum(work.values())
-    infer = parts.get("infer", 0.0)
-    return [Step(name, {"infer": infer * value / whole}) for name, value in work.items()] if whole and infer else []
+def steps_of(parts: Mapping[str, float], work: Work, names: Iterable[str]) -> list[Step]:
+    """The steps of a fused pipeline, which share its `infer` as they share the work.
+
+    Args:
+        names: of all its steps, in their order.
+    """
+    whole, infer = sum(work.values()), parts.get("infer", 0.0)
+    return [Step(name, {"infer": infer * work[name] / whole}) for name in dict.fromkeys(names) if name in work]

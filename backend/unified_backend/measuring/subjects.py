@@ -14,7 +14,7 @@ from unified_backend.ensembles.definition import read_definition
 from unified_backend.ensembles.members import wired
 from unified_backend.ensembles.writing import write_ensemble, write_fused
 from unified_backend.errors import Refused, UnifiedError
-from unified_backend.formats.pipeline import FILE, read_compiled
+from unified_backend.formats.pipeline import FILE, CompiledStep, read_compiled
 from unified_backend.pbtxt import gives_max_batch_size
 from unified_backend.repository import completed_by_core, ensemble_steps, our_config, version_folder
 from unified_backend.server.preflight import model_folders
@@ -38,6 +38,7 @@ class ServedModel:
         members: of a fused pipeline: the models inside it.
         is_stage: a pipeline of stages alone, which no engine runs.
         ours: this backend serves it.
+        steps: of a fused pipeline: their names, in their order.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ServedModel:
     members: Sequence[ServedModel] = ()
     is_stage: bool = False
     ours: bool = True
+    steps: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -149,19 +151,23 @@ def served_model(path: Path) -> ServedModel:
     specific = (config.get("version_policy") or {}).get("specific", {}).get("versions")
     label, folder = version_folder(path, max(map(int, specific)) if specific else None)
     ours = config.get("backend") in ("unified", "python") and config.get("platform") != "ensemble"
-    if ours and config.get("backend") == "unified":
+    nobodys = not config.get("backend") and not config.get("platform")
+    if nobodys or (ours and config.get("backend") == "unified"):
         config = our_config(label, path)
     ours = ours and config.get("backend") == "unified"
     members: list[ServedModel] = []
+    steps: Sequence[CompiledStep] = ()
     is_stage = False
     if ours and (folder / FILE).is_file():
-        kinds = {step.path: step.kind for step in read_compiled(folder, label).steps}
+        steps = read_compiled(folder, label).steps
+        kinds = {step.path: step.kind for step in steps}
         members = [served_model(folder / place) for place, kind in kinds.items() if kind == "model"]
         is_stage = not members
     beside = [child.resolve() for child in sorted(path.iterdir()) if not _is_ours_to_write(child)]
     given = gives_max_batch_size(path / "config.pbtxt")
+    names = [step.name for step in steps]
     return ServedModel(
-        path.name, int(folder.name), folder.resolve(), config, given, None, beside, members, is_stage, ours
+        path.name, int(folder.name), folder.resolve(), config, given, None, beside, members, is_stage, ours, names
     )
 
 
