@@ -63,9 +63,9 @@ def serving(
     )
     with start(find_server(), [repository], options) as server:
         if not server.ready(timeout=ready_seconds):
-            raise MeasurementError(
-                f"{repository}: the server did not get ready", _tail(log), "See the end of its log above"
-            )
+            ended = f"it had {ready_seconds:.0f} s" if server.running() else "it ended"
+            why = f"{ended}; {_tail(log) or 'its log is empty'}"
+            raise MeasurementError(f"{repository}: the server did not get ready", why, "Read the end of its log")
         models = server.models()
         failed = {model.name: model.why for model in models if model.state != "READY"}
         # A configuration that Triton refuses is not in its index at all.

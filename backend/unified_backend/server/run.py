@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
 import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -26,9 +26,17 @@ from unified_backend.server.preflight import check_port, check_python, check_rep
 __all__ = ["LoadedModel", "RunningServer", "start"]
 
 _SHM = Path("/dev/shm")
-_PR_SET_PDEATHSIG = 1
-# Loaded here, not after the fork, where nothing but plain calls is safe.
-_LIBC = ctypes.CDLL(None)
+# A launcher that is killed takes its server along, gracefully: PR_SET_PDEATHSIG of linux/prctl.h. Set in a process of
+# its own, because gRPC's threads, which a client may have started, run on in a fork of this one: of fifty starts one
+# aborted. What Python ignores is as it was again.
+_THEN_SERVE = """
+import ctypes, os, signal, sys
+for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True)
@@ -180,14 +188,13 @@ class RunningServer(contextlib.AbstractContextManager["RunningServer"]):
         output: IO[bytes] | None = self.options.log.open("wb") if self.options.log else None
         try:
             return subprocess.Popen(
-                command,
+                [sys.executable, "-I", "-S", "-c", _THEN_SERVE, str(os.getpid()), *command],
                 env=environment,
                 cwd=composed.working,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
                 process_group=0,
-                preexec_fn=_end_with_parent,
             )
         finally:
             if output:
@@ -221,12 +228,6 @@ class RunningServer(contextlib.AbstractContextManager["RunningServer"]):
 
 # Without the environment's proxy: a server on this machine is asked directly.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def _end_with_parent() -> None:
-    """In the child, before tritonserver: a launcher that is killed takes its server along, gracefully."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _ended(pid: int, block: bool) -> bool:

@@ -211,7 +211,7 @@ def _tried(
     except MeasurementError as error:
         if best is None:
             raise
-        reasons = error.reasons.values() if isinstance(error, NotLoadedError) else [error.why]
+        reasons = error.reasons.values() if isinstance(error, NotLoadedError) else [f"{error.what}: {error.why}"]
         return Tried(point, reason="; ".join(reasons)), best
     if best is None or best.reading is None:
         return tried, best
