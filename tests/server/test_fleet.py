@@ -88,7 +88,6 @@ def pushers(root: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_three_servers_build_once_and_a_fourth_builds_alone_when_the_store_is_gone(
     own_s3: ObjectStore, tmp_path: Path
 ) -> None:

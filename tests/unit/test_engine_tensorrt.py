@@ -114,6 +114,7 @@ def repository(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_real_model_becomes_an_engine_for_a_gpu_that_is_not_here(repository):
     """And is found there again: built once."""
     arguments = ("build", repository / "models", "--for", "sm89", "--jobs", "2")
