@@ -124,7 +124,7 @@ def test_a_result_is_compared_with_an_earlier_one(
 def test_a_pipeline_is_measured_as_an_ensemble_and_fused(home: Path) -> None:
     (home / "sums").mkdir()
     definition = write_pipeline(home / "sums")
-    done = bench(home, definition, "--concurrency", "2", "--duration", "0.3", "--rounds", "1", "--json")
+    done = bench(home, definition, "--concurrency", "2", "--duration", "2", "--rounds", "1", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["subject"] == {"name": "sums", "kind": "pipeline", "models": ["sums"]}
@@ -146,7 +146,7 @@ def test_stages_have_parts_of_their_own(home: Path) -> None:
     assert nobodys.returncode == 1, nobodys.stderr
     assert "staged/1: config.pbtxt names no backend" in nobodys.stderr
     (version.parent / "config.pbtxt").write_text('backend: "unified"\n')
-    done = bench(home, version.parent, "--concurrency", "1", "--duration", "1", "--rounds", "1", "--json")
+    done = bench(home, version.parent, "--concurrency", "1", "--duration", "2", "--rounds", "1", "--json")
     assert done.returncode == 0, done.stderr
     [point] = json.loads(done.stdout)["points"]
     assert point["parts"]["postprocess"] > 15 > point["parts"]["infer"]

@@ -81,9 +81,16 @@ def test_idle_engines_queues_and_transport_are_told_of_the_busiest_load() -> Non
     assert "the engine idles 40% of the time (auto x1, batch 1, concurrency 16)" in advice(result([idle]))[0]
     queue = point("auto x1", [100, 99], 1, 16, parts={"queue": 7.0, "infer": 3.0}, busy=0.99)
     assert "the queue is 70% of the latency" in advice(result([queue]))[0]
-    way = point("auto x1", [100, 99], 1, 16, parts={"network": 6.0, "queue": 0.1, "infer": 4.0}, busy=0.99)
+    far = {"network": 6.0, "queue": 0.1, "infer": 4.0}
+    way = point("auto x1", [100, 99], 1, 1, parts=far, busy=0.99)
     assert "59% of the latency is the way to the server and back" in advice(result([way]))[0]
     assert advice(result([way], options={"protocol": "shm"})) == []
+
+
+def test_the_wait_inside_a_backend_that_overlaps_batches_is_not_taken_for_the_way_or_for_idleness() -> None:
+    waits = {"network": 6.0, "queue": 0.1, "infer": 4.0}
+    lone = point("auto x1", [100, 99], 1, 1, parts={"network": 0.1, "infer": 9.9}, busy=0.9)
+    assert advice(result([lone, point("auto x1", [200, 199], 1, 4, parts=waits, busy=0.5)])) == []
 
 
 def test_a_pipeline_names_its_slowest_step_and_its_better_form() -> None:

@@ -163,24 +163,34 @@ def _concurrencies(result: Result) -> Iterator[str]:
 
 
 def _parts(result: Result) -> Iterator[str]:
-    """Where the time of the busiest load goes."""
+    """Where the time of the busiest load goes.
+
+    What overlaps batches answers after its execution, as Triton counts it: at more than one request in flight the time
+    until then is in `network`, and `busy` lacks it.
+    """
     for row, points in _fastest(result):
         point = max(points, key=lambda p: (p.concurrency, p.batch))
         where = f"({row.id}, batch {point.batch}, concurrency {point.concurrency})"
-        whole = sum(point.parts.values())
-        queue, network = (point.parts.get(part, 0.0) / whole if whole else 0.0 for part in ("queue", "network"))
-        idle = None if point.busy is None else 1 - point.busy
+        queue, network = (_share(point, part) for part in ("queue", "network"))
+        idle = None if point.busy is None or (point.concurrency > 1 and network > _NETWORK) else 1 - point.busy
         if idle is not None and idle > _IDLE and queue < _QUEUE:
             yield f"the engine idles {idle:.0%} of the time {where}: raise the concurrency, or look at the client"
         if queue > _QUEUE:
             do = "more instances would share it" if idle and idle > _IDLE else "fewer requests in flight, or more cores"
             yield f"the queue is {queue:.0%} of the latency {where}: {do}"
-        if network > _NETWORK and result.options.get("protocol") != "shm":
-            yield f"{network:.0%} of the latency is the way to the server and back {where}: try --protocol shm"
+        lone = max((p for p in points if p.concurrency == 1), key=lambda p: p.batch, default=None)
+        if lone and (way := _share(lone, "network")) > _NETWORK and result.options.get("protocol") != "shm":
+            of = f"({row.id}, batch {lone.batch}, concurrency 1)"
+            yield f"{way:.0%} of the latency is the way to the server and back {of}: try --protocol shm"
         costs = {step.model: sum(step.parts.values()) for step in point.steps}
         if costs and (total := sum(costs.values())) and max(costs.values()) > _STEP * total:
             slowest = max(costs, key=lambda name: costs[name])
             yield f"{slowest} takes {costs[slowest] / total:.0%} of the time of the steps {where}: begin there"
+
+
+def _share(point: PointResult, part: str) -> float:
+    whole = sum(point.parts.values())
+    return point.parts.get(part, 0.0) / whole if whole else 0.0
 
 
 def _alike(result: Result, *fields: str) -> Iterator[list[ServedVariant]]:

@@ -147,6 +147,8 @@ class Served:
             own = work.get(self.name, {})
             if self.subject and (steps := self.subject.models[0].steps):
                 return reading, replace(counts, steps=steps_of(reading.parts, own, steps))
+            if point.concurrency > 1:  # batches overlap: what Triton counts as `infer` is not all of the work
+                return reading, counts
             told = [replace(step, parts=divided(step.parts, work.get(step.model, {}))) for step in counts.steps]
             return replace(reading, parts=divided(reading.parts, own)), replace(counts, steps=told)
         return reading, counts

@@ -21,7 +21,7 @@ __all__ = ["PARTS", "grouped", "shares", "style_of", "waterfall"]
 # What is drawn -> the parts of perf_analyzer in it, and what it means.
 PARTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "client": (("client send", "client receive"), "the load generator's own"),
-    "network": (("network",), "between the client and the server"),
+    "network": (("network",), "between the client and the server, and what a backend that overlaps batches waits"),
     "queue": (("queue",), "waiting for a free instance, or for a batch to fill"),
     "input": (("input",), "gathering the inputs of a batch"),
     "pre": (("preprocess",), "the stages before the engine"),
