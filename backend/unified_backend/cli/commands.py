@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
@@ -40,19 +40,19 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = _Imported(dict(self.commands))
+        self.commands = _Imported(self.commands)  # type: ignore[assignment]  # nothing is added to it
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names, in the order of help."""
         return list(self.commands)
 
 
-class _Imported(MutableMapping[str, Any]):
+class _Imported(Mapping[str, Any]):
     """Name -> command; imports what is looked up, once."""
 
-    def __init__(self, registered: dict[str, Any]) -> None:
-        self._made = registered
-        self._names = [*_COMMANDS, *registered]
+    def __init__(self, registered: Mapping[str, Any]) -> None:
+        self._made = dict(registered)
+        self._names = (*_COMMANDS, *registered)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._made:
@@ -60,14 +60,6 @@ class _Imported(MutableMapping[str, Any]):
             found = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute)
             self._made[name] = _made(name, found)
         return self._made[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._made[name] = command
-        self._names = list(dict.fromkeys((*self._names, name)))
-
-    def __delitem__(self, name: str) -> None:
-        del self._made[name]
-        self._names.remove(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unified_backend.errors import MeasurementError
+from unified_backend.errors import MeasurementError, ServerError
 from unified_backend.measuring.client import Client
 from unified_backend.measuring.counts import Counts, counted
 from unified_backend.measuring.inputs import Inputs, choose_inputs
@@ -138,24 +138,28 @@ class Served:
             str(file),
             output_bytes=_output_bytes(self.config),
         )
-        before, looked = self.client.statistics(), self._metrics()
+        steps = self.subject.models[0].steps if self.subject else ()
+        # With more in flight, batches overlap, and what Triton counts as `infer` is not all of the work.
+        looked = self._metrics() if steps or point.concurrency == 1 else None
+        before = self.client.statistics()
         reading = measure(tool, load, seconds, lengthen=False)
         names = [model.name for model in self.subject.models] if self.subject else [self.name]
         counts = counted(before, self.client.statistics(), names, self._instances)
-        if looked and (now := self._metrics()):
-            work = worked(looked, now)
-            own = work.get(self.name, {})
-            if self.subject and (steps := self.subject.models[0].steps):
-                return reading, replace(counts, steps=steps_of(reading.parts, own, steps))
-            if point.concurrency > 1:  # batches overlap: what Triton counts as `infer` is not all of the work
-                return reading, counts
-            told = [replace(step, parts=divided(step.parts, work.get(step.model, {}))) for step in counts.steps]
-            return replace(reading, parts=divided(reading.parts, own)), replace(counts, steps=told)
-        return reading, counts
+        now = self._metrics() if looked else None
+        if looked is None or now is None:
+            return reading, counts
+        work = worked(looked, now)
+        own = work.get(self.name, {})
+        if steps:
+            return reading, replace(counts, steps=steps_of(reading.parts, own, steps))
+        told = [replace(step, parts=divided(step.parts, work.get(step.model, {}))) for step in counts.steps]
+        return replace(reading, parts=divided(reading.parts, own)), replace(counts, steps=told)
 
     def _metrics(self) -> Page | None:
-        """What the server tells beside its statistics; None of one that was running already: where is not known."""
-        return fetch(f"http://{self.server.options.url('metrics')}/metrics") if self.server else None
+        """What a server of this process tells beside its statistics, if it was built with metrics."""
+        with suppress(ServerError):
+            return fetch(f"http://{self.server.options.url('metrics')}/metrics") if self.server else None
+        return None
 
     def _instances(self, model: str) -> int:
         groups = self.client.config(model).get("instance_group") or []

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from unified_backend.measuring.result import Step
 from unified_backend.server.metrics import Page
+from unified_backend.server.traffic import gained_by_process
 from unified_backend.spent import ENGINE, POSTPROCESS, PREPROCESS
 
 __all__ = ["divided", "steps_of", "worked"]
@@ -22,16 +23,11 @@ def worked(before: Page, after: Page) -> dict[str, dict[str, float]]:
     The backend hands them over once a second, so that either look may lack the last: shares are told, and no times.
     """
     spent: dict[str, dict[str, float]] = {}
-    for page, sign in ((before, -1), (after, 1)):
-        for labels, value in page.of(_FAMILY):
-            stages = spent.setdefault(labels.get("model", ""), {})
-            stage = labels.get("stage", "")
-            stages[stage] = stages.get(stage, 0.0) + sign * value
-    return {
-        model: {stage: value for stage, value in stages.items() if value > 0}
-        for model, stages in spent.items()
-        if max(stages.values()) > 0
-    }
+    gained = gained_by_process(before.of(_FAMILY), after.of(_FAMILY), lambda labels: (labels["model"], labels["stage"]))
+    for (model, stage), value in gained.items():
+        if value > 0:
+            spent.setdefault(model, {})[stage] = value
+    return spent
 
 
 def divided(parts: Mapping[str, float], work: Work) -> dict[str, float]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from unified_backend.server.metrics import Labels, Page
 
-__all__ = ["GpuUse", "Latency", "ModelTraffic", "Traffic", "traffic"]
+__all__ = ["GpuUse", "Latency", "ModelTraffic", "Traffic", "gained_by_process", "traffic"]
+
+K = TypeVar("K")
 
 Model = tuple[str, str]  # name, version
 Samples = Sequence[tuple[Labels, float]]
@@ -95,7 +98,7 @@ def traffic(before: Page, after: Page) -> Traffic:
     seconds = after.moment - before.moment
     counted = {family: (_by_model(before.of(family)), _by_model(after.of(family))) for family in _COUNTERS}
     ours = {
-        family: _gained_by_process(before.of(family), after.of(family))
+        family: gained_by_process(before.of(family), after.of(family), _model)
         for family in (_OUR_ROWS, _OUR_RUNS, _OUR_ERRORS)
     }
     engines: dict[Model, set[str]] = {}
@@ -156,13 +159,16 @@ def _by_model(samples: Samples) -> defaultdict[Model, float]:
     return found
 
 
-def _gained_by_process(before: Samples, after: Samples) -> defaultdict[Model, float]:
-    """What counters of single processes gained: one that came meanwhile began at 0, one that went is not there."""
-    old = {(_model(labels), labels.get("pid")): value for labels, value in before}
-    found: defaultdict[Model, float] = defaultdict(float)
+def gained_by_process(before: Samples, after: Samples, key: Callable[[Labels], K]) -> defaultdict[K, float]:
+    """What counters of single processes gained: one that came meanwhile began at 0, one that went is not there.
+
+    Args:
+        key: of the sum that a counter belongs to, by its labels.
+    """
+    old = {frozenset(labels.items()): value for labels, value in before}
+    found: defaultdict[K, float] = defaultdict(float)
     for labels, value in after:
-        model, process = _model(labels), labels.get("pid")
-        found[model] += max(0, value - old.get((model, process), 0))
+        found[key(labels)] += max(0, value - old.get(frozenset(labels.items()), 0))
     return found
 
 
